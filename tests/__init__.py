@@ -1,0 +1,1 @@
+"""What policyd promises, one test a promise."""
