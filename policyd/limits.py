@@ -1,0 +1,216 @@
+"""What is limited, and for whom: limits, overrides, and the name of the account that a request belongs to."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from ipaddress import IPv6Address, ip_address, ip_network
+from typing import Literal
+
+from policyd.actions import Action, parse_action
+from policyd.wire import key
+
+Count = Literal["messages", "recipients"]
+
+MIN_PER_MESSAGE = 100
+"""The least maximum of recipients in one message: RFC 5321 4.5.3.1.8 obliges a server to accept at least 100."""
+
+MIN_PERIOD = 1.0
+MAX_PERIOD = 31 * 86400.0
+
+EXACT_MAX = 1000
+"""Up to this maximum each event's time is kept; above it, events share slices of the window."""
+
+SLICES = 60
+"""A coarse window consists of this many slices, so that it is stretched by at most 1/60, and never shrunk."""
+
+UNTIL_UNLOCKED = math.inf
+
+_GLOB = re.compile(r"[*?\[]")
+
+IDENTITY_ATTRIBUTES = (
+    "sasl_username",
+    "sasl_sender",
+    "client_address",
+    "client_name",
+    "reverse_client_name",
+    "helo_name",
+    "sender",
+    "server_address",
+    "server_port",
+    "ccert_subject",
+    "ccert_issuer",
+    "ccert_fingerprint",
+    "ccert_pubkey_fingerprint",
+    "policy_context",
+)
+"""Policy attributes that can tell who is sending: the same in all requests of one transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A named maximum of recipients or messages, in one message or in a sliding window."""
+
+    name: str
+    count: Count
+    per: str
+    """The window as the config writes it, `30m`; or `message`."""
+    period: float | None
+    """The window in seconds; None where the limit is per message."""
+    max: int | None
+    """The last number that passes; None: unlimited."""
+    action: Action
+    lock_for: float | None = None
+    """Seconds for which exceeding it locks the account; UNTIL_UNLOCKED; None: it does not lock."""
+    observe: bool = False
+    """Only tell what would have been done."""
+
+    @property
+    def stops(self) -> bool:
+        """Whether exceeding it keeps mail from its recipients."""
+        return not self.observe and self.action.stops
+
+    @property
+    def slice(self) -> float:
+        """Seconds of a window's memory that are told apart by nothing; 0.0 where each event keeps its own time."""
+        if self.period is None or (self.max is not None and self.max <= EXACT_MAX):
+            return 0.0
+        return self.period / SLICES
+
+    @property
+    def reason(self) -> str:
+        """What exceeding this limit means, in words for a person."""
+        where = "one message" if self.period is None else self.per
+        return f"more than {self.max} {self.count} in {where}"
+
+
+HOUSE_RULES = (
+    Limit(
+        "recipients-per-message",
+        "recipients",
+        "message",
+        None,
+        5000,
+        parse_action("REJECT 5.5.3 Too many recipients: at most {max} in one message"),
+    ),
+    Limit(
+        "messages-per-half-hour",
+        "messages",
+        "30m",
+        1800.0,
+        500,
+        parse_action(
+            "REJECT 5.7.1 Account {account} is locked: more than {max} messages in {per}. Contact your provider"
+        ),
+        UNTIL_UNLOCKED,
+    ),
+)
+"""The limits that are in force where the config names none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """Other maxima for the accounts that match one of the shell globs."""
+
+    accounts: tuple[str, ...]
+    maxima: tuple[tuple[str, int | None], ...]
+    """Pairs of a limit's name and its maximum; None: unlimited."""
+
+
+class Rules:
+    """The limits in force, and whom they concern.
+
+    `limits_for` answers with the very same tuple for all accounts with the same limits.
+    """
+
+    def __init__(
+        self,
+        limits: tuple[Limit, ...] = HOUSE_RULES,
+        overrides: tuple[Override, ...] = (),
+        attributes: tuple[str, ...] = ("sasl_username",),
+        lowercase: bool = True,
+        observe: bool = False,
+    ) -> None:
+        self.observe = observe
+        """Locks that limits have made are not in force."""
+        self._default = (len(overrides), limits)
+        self._by_name: dict[str, tuple[int, tuple[Limit, ...]]] = {}
+        """For accounts that overrides name in full: the first such override's place, and the limits."""
+        self._by_glob: list[tuple[int, Callable[[str], object], tuple[Limit, ...]]] = []
+        for place, override in enumerate(overrides):
+            overridden = _overridden(limits, dict(override.maxima))
+            globs = []
+            for name in (name.lower() if lowercase else name for name in override.accounts):
+                if _GLOB.search(name):
+                    globs.append(name)
+                else:
+                    self._by_name.setdefault(name, (place, overridden))
+            if globs:
+                self._by_glob.append((place, _matcher(globs), overridden))
+        self._attributes = tuple((name, key(name)) for name in attributes)
+        self._lowercase = lowercase
+
+    def limits_for(self, account: str) -> tuple[Limit, ...]:
+        """Return the limits of an account, in the config's order; the first override that matches wins."""
+        place_by_name, limits = self._by_name.get(account, self._default)
+        for place, matches, overridden in self._by_glob:
+            if place > place_by_name:
+                break
+            if matches(account):
+                return overridden
+        return limits
+
+    def account_of(self, attribute: Callable[[bytes], bytes]) -> str:
+        r"""Name the account a request belongs to, or "" where it names none.
+
+        `attribute` returns the value of the policy attribute with this key, b"" where there is none. Bytes that are no
+        UTF-8 appear as `\xNN`, so that two different logins stay two accounts, and both can be typed at a terminal.
+        """
+        for name, wanted in self._attributes:
+            value = attribute(wanted)
+            if value:
+                return self._named(name, value)
+        return ""
+
+    def named(self, account: str) -> str:
+        """Return an account's name as it is counted, from the name that a person gave."""
+        name = account.lower() if self._lowercase else account
+        attribute, _, address = name.partition("=")
+        if attribute == "client_address" and attribute in (known for known, _ in self._attributes):
+            return f"{attribute}={_client_network(address)}"
+        return name
+
+    def _named(self, attribute: str, value: bytes) -> str:
+        text = value.decode(errors="backslashreplace")
+        if self._lowercase:
+            text = text.lower()
+        if attribute == "sasl_username":
+            if "=" not in text or not text.startswith(tuple(f"{name}=" for name, _ in self._attributes)):
+                return text
+        elif attribute == "client_address":
+            text = _client_network(text)
+        return f"{attribute}={text}"
+
+
+def _overridden(limits: tuple[Limit, ...], maxima: Mapping[str, int | None]) -> tuple[Limit, ...]:
+    return tuple(replace(limit, max=maxima.get(limit.name, limit.max)) for limit in limits)
+
+
+def _matcher(globs: list[str]) -> Callable[[str], object]:
+    return re.compile("|".join(f"(?:{fnmatch.translate(glob)})" for glob in globs)).match
+
+
+def _client_network(address: str) -> str:
+    """Return the address to count a client by: IPv6 hosts own a whole /64 and change within it at will."""
+    try:
+        client = ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(client, IPv6Address):
+        if client.ipv4_mapped:
+            return str(client.ipv4_mapped)
+        return str(ip_network((int(client), 64), strict=False))
+    return str(client)

@@ -1,0 +1,340 @@
+"""The sections of the config file: a value in, what it stands for out.
+
+A reader returns None, or a part of what was asked for, only when it has noted a problem; it never raises.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
+from policyd.actions import Action, parse_action
+from policyd.durations import parse_duration
+from policyd.endpoints import parse_endpoint
+from policyd.limits import (
+    HOUSE_RULES,
+    IDENTITY_ATTRIBUTES,
+    MAX_PERIOD,
+    MIN_PER_MESSAGE,
+    MIN_PERIOD,
+    UNTIL_UNLOCKED,
+    Count,
+    Limit,
+    Override,
+)
+from policyd.yamlnodes import Value, clipped
+
+T = TypeVar("T")
+
+EndpointProblem = Callable[[str], "str | None"]
+"""Tells what is wrong with an endpoint string; None: nothing."""
+
+MAX_MAX = 10**12
+"""The largest maximum; whoever means more means unlimited."""
+
+MAX_LOCK = 3660 * 86400.0
+"""Seconds of the longest lock that ends by itself."""
+
+MAX_SOCKET_PATH = 107
+"""Bytes of a unix socket's path: sun_path of unix(7), less its closing NUL."""
+
+MAX_PORT = 65535
+
+MAX_REASON = 200
+"""Characters of what Twisted says of an endpoint string, which may repeat the whole of it."""
+
+MESSAGE = "message"
+"""The `per` of a limit on a single message."""
+
+UNLIMITED = "unlimited"
+"""The maximum of an override that takes a limit away."""
+
+DEFAULT_ATTRIBUTES: tuple[str, ...] = ("sasl_username",)
+DEFAULT_LOWERCASE = True
+
+_ACCOUNT_KEYS = ("attributes", "lowercase")
+_LIMIT_KEYS = ("count", "per", "max", "action", "lock", "observe")
+_OVERRIDE_KEYS = ("accounts", "limits")
+_COUNTS: dict[str, Count] = {"messages": "messages", "recipients": "recipients"}
+_LIMIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+_COUNT = "messages or recipients"
+_PER = "message, or a duration from 1s to 31d such as 45s, 30m, 1h30m or 7d"
+_MAX = "a whole number above 0"
+_MAX_OR_UNLIMITED = f"{_MAX}, or unlimited"
+_ACTION = "an access(5) action such as 'REJECT 5.7.1 text'"
+_LOCK = "until-unlocked, a duration from 1s to 3660d such as 24h, or no"
+_ENDPOINT = "an endpoint string such as tcp:10045:interface=127.0.0.1"
+_ENDPOINTS = "a list of endpoint strings such as [tcp:10045:interface=127.0.0.1]"
+_ATTRIBUTES = "a list of policy attributes such as [sasl_username]"
+_GLOB = "an account name or shell glob, in quotes"
+_GLOBS = 'a list of account names or shell globs such as ["*@lists.example.com"]'
+_MAXIMA = "a mapping of limits to their maxima"
+_SOCKET = f"an absolute path of at most {MAX_SOCKET_PATH} bytes"
+
+
+def optional(fields: dict[str, Value], name: str, read: Callable[[Value], T | None], default: T) -> T:
+    """Read a key that may be absent or empty."""
+    value = fields.get(name)
+    if value is None or value.is_empty:
+        return default
+    found = read(value)
+    return default if found is None else found
+
+
+def _required(
+    parent: Value, fields: dict[str, Value], name: str, wanted: str, read: Callable[[Value], T | None]
+) -> T | None:
+    if name in fields:
+        return read(fields[name])
+    parent.lacks(name, wanted)
+    return None
+
+
+def listen(value: Value, endpoint_problem: EndpointProblem) -> tuple[str, ...] | None:
+    """Read the endpoints: what can be known of them without Twisted, then what `endpoint_problem` knows."""
+
+    def endpoint(item: Value) -> str | None:
+        text = item.text(_ENDPOINT)
+        if text is None:
+            return None
+        kind = text.partition(":")[0]
+        wanted = _ENDPOINT_WANTED[kind](text) if kind in _ENDPOINT_WANTED else None
+        if wanted is None and not text.isprintable():
+            wanted = _ENDPOINT
+        if wanted is None and (problem := endpoint_problem(text)):
+            wanted = f"an endpoint string that Twisted knows ({' '.join(problem.split())[:MAX_REASON]})"
+        if wanted:
+            item.refuse(wanted)
+        return text
+
+    return _distinct(value, _ENDPOINTS, endpoint)
+
+
+def _wanted_of_tcp(endpoint: str) -> str | None:
+    port = parse_endpoint(endpoint).first("port")
+    fits = re.fullmatch("[0-9]{1,5}", port) and 1 <= int(port) <= MAX_PORT
+    return None if fits else f"a TCP port from 1 to {MAX_PORT}"
+
+
+def _wanted_of_unix(endpoint: str) -> str | None:
+    return None if _is_socket_path(parse_endpoint(endpoint).first("address")) else f"unix: and {_SOCKET}"
+
+
+_ENDPOINT_WANTED = {"tcp": _wanted_of_tcp, "tcp6": _wanted_of_tcp, "ssl": _wanted_of_tcp, "unix": _wanted_of_unix}
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith("/") and not text.endswith("/") and text.isprintable()
+
+
+def _is_socket_path(text: str) -> bool:
+    return _is_path(text) and len(text.encode()) <= MAX_SOCKET_PATH
+
+
+def control(value: Value) -> str | None:
+    """Read the path of the control socket."""
+    return _text_that(value, _SOCKET, _is_socket_path)
+
+
+def database(value: Value) -> str | None:
+    """Read the path of the database, or `none`."""
+    return _text_that(value, "none, or an absolute path", lambda text: text == "none" or _is_path(text))
+
+
+def _text_that(value: Value, wanted: str, fits: Callable[[str], bool]) -> str | None:
+    text = value.text(wanted)
+    if text is not None and not fits(text):
+        value.refuse(wanted)
+    return text
+
+
+def _distinct(value: Value, wanted: str, read: Callable[[Value], str | None]) -> tuple[str, ...] | None:
+    """Read a list that has items, and none twice."""
+    items = value.items(wanted)
+    if items is None:
+        return None
+    if not items:
+        value.problem(f"want {wanted}, got an empty list")
+    lines: dict[str, int] = {}
+    for item in items:
+        text = read(item)
+        if text is None:
+            continue
+        if text in lines:
+            item.problem(f"{clipped(text)} is given twice, first on line {lines[text]}")
+        else:
+            lines[text] = item.line
+    return tuple(lines)
+
+
+def account(value: Value) -> tuple[tuple[str, ...], bool] | None:
+    """Read the attributes that name an account, and whether its name is lower-cased."""
+    fields = value.fields(_ACCOUNT_KEYS)
+    if fields is None:
+        return None
+    return (
+        optional(fields, "attributes", _attributes, DEFAULT_ATTRIBUTES),
+        optional(fields, "lowercase", Value.truth, DEFAULT_LOWERCASE),
+    )
+
+
+def _attributes(value: Value) -> tuple[str, ...] | None:
+    def attribute(item: Value) -> str | None:
+        name = item.text("the name of a policy attribute")
+        if name is not None and name not in IDENTITY_ATTRIBUTES:
+            item.unknown("attribute", name, IDENTITY_ATTRIBUTES)
+        return name
+
+    return _distinct(value, _ATTRIBUTES, attribute)
+
+
+def limits(value: Value | None) -> tuple[tuple[Limit, ...], dict[str, bool] | None]:
+    """Read the limits, and of each name whether it is per message; None in place of names that cannot be known."""
+    if value is None:
+        return HOUSE_RULES, {limit.name: limit.period is None for limit in HOUSE_RULES}
+    if value.is_empty:
+        value.problem("empty: leave it out for the house rules, or write {} for no limits")
+        return (), None
+    entries = value.entries("a mapping of names to limits")
+    if entries is None:
+        return (), None
+    found = []
+    per_message = {}
+    for name, entry in entries.items():
+        if not _LIMIT_NAME.fullmatch(name):
+            entry.problems.note(
+                entry.key_line, entry.key, "want a name of at most 64 letters, digits, '.', '_' and '-'"
+            )
+        limit, per_message[name] = _limit(name, entry)
+        if limit:
+            found.append(limit)
+    return tuple(found), per_message
+
+
+def _limit(name: str, value: Value) -> tuple[Limit | None, bool]:
+    """Return a limit, and whether it is per message."""
+    fields = value.fields(_LIMIT_KEYS, f"a mapping with {', '.join(_LIMIT_KEYS[:4])}")
+    if fields is None:
+        return None, False
+    count: Count | None = _required(value, fields, "count", _COUNT, _count)
+    per = _required(value, fields, "per", _PER, _per)
+    most = _required(value, fields, "max", _MAX, _max)
+    action = _required(value, fields, "action", _ACTION, _action)
+    lock_for = optional(fields, "lock", _lock, None)
+    observe = optional(fields, "observe", Value.truth, False)
+    per_message = per == (MESSAGE, None)
+    if per_message and count == "messages":
+        fields["per"].refuse("a duration such as 30m (a message counts as just 1 message)")
+    elif per_message and most is not None:
+        _check_minimum(fields["max"], most)
+    if lock_for is not None and action and not action.stops:
+        fields["lock"].problem(f"a lock must refuse or hold, and {action.word} lets the mail pass")
+    if count is None or per is None or most is None or action is None:
+        return None, per_message
+    return Limit(name, count, *per, most, action, lock_for, observe), per_message
+
+
+def _count(value: Value) -> Count | None:
+    found = _COUNTS.get(value.written or "")
+    if found is None:
+        value.refuse(_COUNT)
+    return found
+
+
+def _per(value: Value) -> tuple[str, float | None] | None:
+    text = value.text(_PER)
+    if text is None:
+        return None
+    if text == MESSAGE:
+        return MESSAGE, None
+    period = _seconds(text, MIN_PERIOD, MAX_PERIOD)
+    if period is None:
+        value.refuse(_PER)
+    return text, period
+
+
+def _seconds(text: str, least: float, most: float) -> float | None:
+    try:
+        seconds = parse_duration(text)
+    except ValueError:
+        return None
+    return seconds if least <= seconds <= most else None
+
+
+def _lock(value: Value) -> float | None:
+    text = value.written
+    if text == "no" or value.as_truth() is False:
+        return None
+    found = UNTIL_UNLOCKED if text == "until-unlocked" else _seconds(text or "", 1.0, MAX_LOCK)
+    if found is None:
+        value.refuse(_LOCK)
+    return found
+
+
+def _action(value: Value) -> Action | None:
+    # An action without text, `450` or `no`, is no text to YAML; what is wrong with it is for parse_action to say.
+    text = value.written
+    if text is None:
+        value.refuse(_ACTION)
+        return None
+    try:
+        return parse_action(text)
+    except ValueError as error:
+        value.refuse(str(error).removeprefix("want "))
+        return None
+
+
+def _max(value: Value, wanted: str = _MAX) -> int | None:
+    number = value.whole_number(wanted)
+    if number is not None and number < 1:
+        value.refuse(wanted)
+    elif number is not None and number > MAX_MAX:
+        value.refuse(f"a whole number of at most {MAX_MAX}")
+    return number
+
+
+def _check_minimum(value: Value, most: int) -> None:
+    if 0 < most < MIN_PER_MESSAGE:
+        value.refuse(f"at least {MIN_PER_MESSAGE} recipients per message (RFC 5321 4.5.3.1.8)")
+
+
+def overrides(value: Value, per_message: dict[str, bool] | None) -> tuple[Override, ...]:
+    """Read the overrides of limits of which `per_message` says whether they are; None: nothing is known of them."""
+    found = []
+    for item in value.items("a list of overrides, each with accounts and limits") or ():
+        fields = item.fields(_OVERRIDE_KEYS, "a mapping with accounts and limits")
+        if fields is None:
+            continue
+        accounts = _required(item, fields, "accounts", _GLOBS, _globs)
+        maxima = _required(item, fields, "limits", _MAXIMA, lambda limits: _maxima(limits, per_message))
+        if accounts and maxima:
+            found.append(Override(accounts, maxima))
+    return tuple(found)
+
+
+def _globs(value: Value) -> tuple[str, ...] | None:
+    items = value.items(_GLOBS)
+    if items is None:
+        return None
+    if not items:
+        value.problem(f"want {_GLOBS}, got an empty list")
+    return tuple(item.text(_GLOB) or "" for item in items)
+
+
+def _maxima(value: Value, per_message: dict[str, bool] | None) -> tuple[tuple[str, int | None], ...] | None:
+    entries = value.entries(_MAXIMA)
+    if entries is None:
+        return None
+    if not value.node.value:
+        value.problem(f"want {_MAXIMA}, got an empty mapping")
+    maxima = []
+    for name, entry in entries.items():
+        if per_message is not None and name not in per_message:
+            entry.unknown("limit", name, per_message)
+        most = None if entry.written == UNLIMITED else _max(entry, _MAX_OR_UNLIMITED)
+        if most is not None and per_message and per_message.get(name):
+            _check_minimum(entry, most)
+        maxima.append((name, most))
+    return tuple(maxima)
