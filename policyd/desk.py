@@ -1,0 +1,186 @@
+"""What the people at the desk see and say: the state as JSON values, and their orders about accounts.
+
+The shapes are documented in docs/control.md; keys may be added, never renamed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from heapq import nlargest
+from typing import Any, Literal
+
+from policyd import __version__
+from policyd.accounts import Account
+from policyd.limits import Limit, Rules
+from policyd.locks import utc
+from policyd.policy import Policy
+from policyd.tally import OTHER_STATES, STATES
+from policyd.window import Window
+
+Json = dict[str, Any]
+Sort = Literal["messages", "recipients", "refused"]
+
+HOOKS = ("RCPT", "DATA", "END-OF-MESSAGE")
+
+
+class Desk:
+    """The orders and questions that come in over the control socket.
+
+    `to_wall` turns `now`, seconds of a clock that never steps back, into seconds since the epoch; `problems` names
+    what is wrong outside the policy.
+    """
+
+    def __init__(
+        self, policy: Policy, to_wall: Callable[[float], float], started: float, problems: Callable[[], list[str]]
+    ) -> None:
+        self._policy = policy
+        self._to_wall = to_wall
+        self._started = started
+        self._started_wall = to_wall(started)
+        self._problems = problems
+
+    def status(self, now: float) -> Json:
+        """Return the daemon's state."""
+        policy = self._policy
+        policy.locks.expire(now)
+        tally = policy.tally
+        return {
+            "version": __version__,
+            "started": utc(self._started_wall),
+            "uptime": round(now - self._started, 3),
+            "accounts": len(policy.accounts),
+            "locked": len(policy.accounts.locked),
+            "connections": tally.connections,
+            "requests": {state: tally.requests[state] for state in (*STATES, OTHER_STATES) if tally.requests[state]},
+            "answers": dict(sorted(tally.answers.items())),
+            "protocol_errors": tally.protocol_errors,
+            "internal_errors": tally.internal_errors,
+            "hooks": {hook: bool(tally.requests[hook]) for hook in HOOKS},
+            "store": "memory",
+            "problems": [*policy.problems(), *self._problems()],
+        }
+
+    def account(self, name: str, now: float) -> Json:
+        """Return one account's limits, lock and tallies."""
+        name = self._known(name, now)
+        account = self._policy.locks.peek(name, now) or Account(name, self._rules, now)
+        return {
+            "account": name,
+            "seen": account.seen,
+            "lock": self._lock(account),
+            "limits": _limits(account, now),
+            "refused": account.refused,
+            "held": account.held,
+            "warned": account.warned,
+            "observed": account.observed,
+            "attempts_while_locked": account.attempts_while_locked,
+            "clients": [
+                {"address": address.decode(errors="backslashreplace"), "last": utc(self._to_wall(last))}
+                for address, last in reversed(account.clients)
+            ],
+        }
+
+    def accounts(self, now: float, sort: Sort, most: int, over: float | None = None) -> list[Json]:
+        """Return the `most` accounts that send most, of those whose count is at least `over` percent of a maximum."""
+        self._policy.locks.expire(now)
+        chosen = (account for account in self._policy.accounts.all(now) if over is None or _share(account, now) >= over)
+        return [
+            {
+                "account": account.name,
+                "locked": account.lock is not None,
+                "limits": _limits(account, now),
+                "refused": account.refused,
+                "held": account.held,
+            }
+            for account in nlargest(most, chosen, key=lambda account: _sent(account, sort, now))
+        ]
+
+    def locked(self, now: float) -> list[Json]:
+        """Return every lock, the latest first."""
+        self._policy.locks.expire(now)
+        return [self._lock_of(account) for account in reversed(self._policy.accounts.locked)]
+
+    def lock(self, name: str, reason: str, seconds: float, by: str, now: float, *, hold: bool) -> Json:
+        """Lock an account by hand."""
+        account = self._policy.locks.by_hand(self._known(name, now), reason, seconds, by, now, hold=hold)
+        return self._lock_of(account)
+
+    def unlock(self, names: Sequence[str], by: str, now: float) -> Json:
+        """Free accounts; to free one that is free is no error."""
+        done: dict[bool, list[str]] = {True: [], False: []}
+        for given in names:
+            name = self._known(given, now)
+            done[self._policy.locks.unlock(name, by, now)].append(name)
+        return {"unlocked": done[True], "free": done[False]}
+
+    def reset(self, name: str, by: str, now: float) -> Json:
+        """Forget an account's counts."""
+        name = self._known(name, now)
+        return {"account": name, "seen": self._policy.locks.reset(name, by, now)}
+
+    def _known(self, given: str, now: float) -> str:
+        """Return an account's name from what a person typed: as it is if there is one of that name.
+
+        After a reload that makes names lower-case, those counted before are still there under their old names.
+        """
+        return given if self._policy.accounts.peek(given, now) else self._rules.named(given)
+
+    @property
+    def _rules(self) -> Rules:
+        return self._policy.accounts.rules
+
+    def _lock_of(self, account: Account) -> Json:
+        return {"account": account.name, **(self._lock(account) or {})}
+
+    def _lock(self, account: Account) -> Json | None:
+        lock = account.lock
+        if lock is None:
+            return None
+        return {
+            "since": utc(lock.since),
+            "until": None if lock.until is None else utc(lock.until),
+            "limit": lock.limit,
+            "count": lock.count,
+            "by": lock.by,
+            "reason": lock.reason,
+            "action": lock.verdict.word,
+        }
+
+
+def _counts(account: Account, now: float) -> list[tuple[Limit, Window | None, int | None]]:
+    return [
+        (limit, window, None if window is None or limit.period is None else window.count(now, limit.period))
+        for limit, window in zip(account.limits, account.windows, strict=True)
+    ]
+
+
+def _limits(account: Account, now: float) -> list[Json]:
+    return [
+        {
+            "name": limit.name,
+            "count": count,
+            "max": limit.max,
+            "per": limit.per,
+            "resets_in": _rounded(window.resets_in(now, limit.period) if window and limit.period else None),
+        }
+        for limit, window, count in _counts(account, now)
+    ]
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
+
+
+def _share(account: Account, now: float) -> float:
+    """Return how much of a maximum is used, in percent: of the one that is nearest."""
+    return max(
+        (100 * count / limit.max for limit, _, count in _counts(account, now) if count and limit.max), default=0.0
+    )
+
+
+def _sent(account: Account, sort: Sort, now: float) -> tuple[int, int]:
+    """Return what to sort by: what was counted against the limits of that kind, then what was refused."""
+    if sort == "refused":
+        return account.refused, account.attempts_while_locked
+    sent = max((count for limit, _, count in _counts(account, now) if count and limit.count == sort), default=0)
+    return sent, account.refused

@@ -1,0 +1,170 @@
+"""Transactions: what one message was charged, so that it is charged once and can be given back.
+
+A transaction belongs to the connection that asked about it last. It is remembered while it is that connection's
+latest, and 300 s beyond its last request: Postfix repeats a request, same `instance`, on a new connection when a reply
+is late or the connection breaks.
+"""
+
+from __future__ import annotations
+
+from cachetools import TLRUCache
+
+from policyd.accounts import Account
+from policyd.verdict import PASS, Verdict
+from policyd.window import Window
+
+MEMORY = 300.0
+"""Seconds for which a transaction is remembered beyond its last request."""
+
+MAX_ENDED = 100_000
+"""Transactions that are remembered though no connection is at them."""
+
+
+class Receipt:
+    """The events that one transaction was charged in one window, oldest first."""
+
+    __slots__ = ("_runs", "_total", "window")
+
+    def __init__(self, window: Window) -> None:
+        self.window = window
+        self._runs: list[tuple[float, int]] = []
+        self._total = 0
+
+    def add(self, stamp: float, events: int) -> None:
+        """Note events that were charged."""
+        self._total += events
+        if self._runs and self._runs[-1][0] == stamp:
+            events += self._runs.pop()[1]
+        self._runs.append((stamp, events))
+
+    def keep(self, most: int) -> None:
+        """Give back all but the latest `most` events.
+
+        Nobody tells which of a message's recipients Postfix refused. To keep the latest ones is to never count fewer
+        in any window than were accepted.
+        """
+        while self._total > most:
+            stamp, events = self._runs[0]
+            taken = min(events, self._total - most)
+            self.window.give_back(stamp, taken)
+            self._total -= taken
+            if taken == events:
+                del self._runs[0]
+            else:
+                self._runs[0] = (stamp, events - taken)
+
+
+class Transaction:
+    """One message on its way through smtpd: all requests with the same `instance`."""
+
+    __slots__ = (
+        "_messages",
+        "_recipients",
+        "account",
+        "answer",
+        "asked",
+        "connection",
+        "data_asked",
+        "held",
+        "instance",
+        "last",
+        "message_counted",
+        "recipients",
+        "returned",
+    )
+
+    def __init__(self, instance: bytes, account: Account) -> None:
+        self.instance = instance
+        self.account = account
+        self.connection: Connection | None = None
+        self.last = 0.0
+        """When it was last asked about."""
+        self.asked: object = None
+        """What tells its last request from the next; the same again is the same request, sent again."""
+        self.answer: Verdict = PASS
+        """The answer to its last request."""
+        self.recipients = 0
+        """Recipients that were let through and stand."""
+        self.message_counted = False
+        self.data_asked = False
+        """Whether Postfix was told at DATA, or at END-OF-MESSAGE where DATA is not asked, to go on."""
+        self.held: Verdict | None = None
+        """The verdict that holds the whole message."""
+        self.returned = 0
+        """Recipients that were given back when its connection broke."""
+        self._recipients: list[Receipt] = []
+        self._messages: list[Receipt] = []
+
+    def charged(self, window: Window, stamp: float, events: int, *, recipients: bool) -> None:
+        """Note events that were counted in a window for this transaction."""
+        receipts = self._recipients if recipients else self._messages
+        for receipt in receipts:
+            if receipt.window is window:
+                break
+        else:
+            receipt = Receipt(window)
+            receipts.append(receipt)
+        receipt.add(stamp, events)
+
+    def keep_recipients(self, number: int) -> None:
+        """Give back the recipients above `number`."""
+        for receipt in self._recipients:
+            receipt.keep(number)
+        self.recipients = min(self.recipients, number)
+
+    def give_back(self) -> None:
+        """Give back all that was counted: the message is not sent."""
+        self.keep_recipients(0)
+        for receipt in self._messages:
+            receipt.keep(0)
+        self.message_counted = False
+
+
+class Connection:
+    """One policy client: a connection from smtpd, and the transaction it asked about last."""
+
+    __slots__ = ("peer", "transaction")
+
+    def __init__(self, peer: str) -> None:
+        self.peer = peer
+        self.transaction: Transaction | None = None
+
+
+class Transactions:
+    """The transactions that are remembered."""
+
+    def __init__(self, size: int = MAX_ENDED) -> None:
+        self._now = 0.0
+        self._current: dict[tuple[bytes, str], Transaction] = {}
+        """Those that are a connection's latest."""
+        self._ended: TLRUCache[tuple[bytes, str], Transaction] = TLRUCache(
+            size, ttu=lambda _, transaction, __: transaction.last + MEMORY, timer=lambda: self._now
+        )
+
+    def __len__(self) -> int:
+        return len(self._current) + len(self._ended)
+
+    def begin(self, instance: bytes, account: Account, connection: Connection, now: float) -> Transaction:
+        """Return the transaction of this instance, known or new, as the connection's own."""
+        self._now = now
+        key = (instance, account.name)
+        transaction = self._current.get(key) or self._ended.pop(key, None)
+        if transaction is None:
+            transaction = Transaction(instance, account)
+        self._current[key] = transaction
+        transaction.connection = connection
+        connection.transaction = transaction
+        return transaction
+
+    def leave(self, connection: Connection, now: float) -> Transaction | None:
+        """Part a connection from its transaction; return that if it was still the connection's own."""
+        transaction = connection.transaction
+        connection.transaction = None
+        if transaction is None or transaction.connection is not connection:
+            return None
+        self._now = now
+        transaction.connection = None
+        key = (transaction.instance, transaction.account.name)
+        del self._current[key]
+        self._ended[key] = transaction
+        return transaction
