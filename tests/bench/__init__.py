@@ -1,0 +1,1 @@
+"""Measurements: `.tests/bin/python -m tests.bench` (after tests/run has set up .tests)."""
