@@ -65,7 +65,7 @@ class _JournalFormatter(logging.Formatter):
         return "\n".join(f"<{priority}>{line}" for line in super().format(record).split("\n"))
 
 
-class _DescriptorHandler(logging.Handler):
+class _StderrLines(logging.Handler):
     """Writes lines to a descriptor, and loses them rather than wait for a reader that has stopped reading."""
 
     def __init__(self, descriptor: int) -> None:
@@ -89,7 +89,7 @@ class _DescriptorHandler(logging.Handler):
 def start_logging(descriptor: int = 2) -> None:
     """Write what is logged from now on to stderr: with priorities when it is the journal, with times when not."""
     logging.addLevelName(NOTICE, "NOTICE")
-    handler = _DescriptorHandler(descriptor)
+    handler = _StderrLines(descriptor)
     if _can_stall(descriptor):
         os.set_blocking(descriptor, False)
     if is_journal(descriptor):
