@@ -14,13 +14,11 @@ from policyd.accounts import Account
 from policyd.limits import Limit, Rules
 from policyd.locks import utc
 from policyd.policy import Policy
-from policyd.tally import OTHER_STATES, STATES
+from policyd.tally import HOOKS, OTHER_STATES, STATES
 from policyd.window import Window
 
 Json = dict[str, Any]
 Sort = Literal["messages", "recipients", "refused"]
-
-HOOKS = ("RCPT", "DATA", "END-OF-MESSAGE")
 
 
 class Desk:
@@ -31,13 +29,19 @@ class Desk:
     """
 
     def __init__(
-        self, policy: Policy, to_wall: Callable[[float], float], started: float, problems: Callable[[], list[str]]
+        self,
+        policy: Policy,
+        to_wall: Callable[[float], float],
+        started: float,
+        problems: Callable[[], list[str]],
+        store: str = "memory",
     ) -> None:
         self._policy = policy
         self._to_wall = to_wall
         self._started = started
         self._started_wall = to_wall(started)
         self._problems = problems
+        self._store = store
 
     def status(self, now: float) -> Json:
         """Return the daemon's state."""
@@ -55,8 +59,8 @@ class Desk:
             "answers": dict(sorted(tally.answers.items())),
             "protocol_errors": tally.protocol_errors,
             "internal_errors": tally.internal_errors,
-            "hooks": {hook: bool(tally.requests[hook]) for hook in HOOKS},
-            "store": "memory",
+            "hooks": {hook: hook in tally.hooks for hook in HOOKS},
+            "store": self._store,
             "problems": [*policy.problems(), *self._problems()],
         }
 
@@ -100,23 +104,25 @@ class Desk:
         self._policy.locks.expire(now)
         return [self._lock_of(account) for account in reversed(self._policy.accounts.locked)]
 
-    def lock(self, name: str, reason: str, seconds: float, by: str, now: float, *, hold: bool) -> Json:
+    def lock(
+        self, name: str, reason: str, seconds: float, by: str, now: float, *, hold: bool, uid: int | None = None
+    ) -> Json:
         """Lock an account by hand."""
-        account = self._policy.locks.by_hand(self._known(name, now), reason, seconds, by, now, hold=hold)
+        account = self._policy.locks.by_hand(self._known(name, now), reason, seconds, by, now, hold=hold, uid=uid)
         return self._lock_of(account)
 
-    def unlock(self, names: Sequence[str], by: str, now: float) -> Json:
+    def unlock(self, names: Sequence[str], by: str, now: float, uid: int | None = None) -> Json:
         """Free accounts; to free one that is free is no error."""
         done: dict[bool, list[str]] = {True: [], False: []}
         for given in names:
             name = self._known(given, now)
-            done[self._policy.locks.unlock(name, by, now)].append(name)
+            done[self._policy.locks.unlock(name, by, now, uid)].append(name)
         return {"unlocked": done[True], "free": done[False]}
 
-    def reset(self, name: str, by: str, now: float) -> Json:
+    def reset(self, name: str, by: str, now: float, uid: int | None = None) -> Json:
         """Forget an account's counts."""
         name = self._known(name, now)
-        return {"account": name, "seen": self._policy.locks.reset(name, by, now)}
+        return {"account": name, "seen": self._policy.locks.reset(name, by, now, uid)}
 
     def _known(self, given: str, now: float) -> str:
         """Return an account's name from what a person typed: as it is if there is one of that name.

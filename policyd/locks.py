@@ -39,10 +39,21 @@ class Locks:
         """Lock an account that has exceeded a limit which locks; it is told `answer` until it is free."""
         limit = exceeded.limit
         locked = verdict(answer.action, answer.effect, by_lock=True)
-        seconds = UNTIL_UNLOCKED if limit.lock_for is None else limit.lock_for
-        self._lock(account, locked, seconds, now, limit.reason, exceeded=exceeded)
+        until, ends = self._end(UNTIL_UNLOCKED if limit.lock_for is None else limit.lock_for, now)
+        since = self._to_wall(now)
+        self._lock(account, Lock(since, until, ends, limit.name, exceeded.reached, DAEMON, limit.reason, locked))
 
-    def by_hand(self, name: str, reason: str, seconds: float, by: str, now: float, *, hold: bool = False) -> Account:
+    def by_hand(
+        self,
+        name: str,
+        reason: str,
+        seconds: float,
+        by: str,
+        now: float,
+        *,
+        hold: bool = False,
+        uid: int | None = None,
+    ) -> Account:
         """Lock an account for `seconds` (or UNTIL_UNLOCKED) because a person says so."""
         account = self.account(name, now)
         text = f"Account {account.name} is locked: {reason}"
@@ -50,24 +61,26 @@ class Locks:
             locked = verdict(one_line(f"HOLD {text}"), Effect.HELD, by_lock=True)
         else:
             locked = verdict(one_line(f"REJECT 5.7.1 {text}"), Effect.REFUSED, by_lock=True)
-        self._lock(account, locked, seconds, now, reason, by=by)
+        until, ends = self._end(seconds, now)
+        self._lock(account, Lock(self._to_wall(now), until, ends, None, None, by, reason, locked, uid))
         return account
 
-    def unlock(self, name: str, by: str, now: float) -> bool:
+    def unlock(self, name: str, by: str, now: float, uid: int | None = None) -> bool:
         """Free an account; tell whether it was locked."""
         account = self.peek(name, now)
         if account is None or account.lock is None:
             return False
-        self._free(account, by)
+        self._free(account, by, uid)
         return True
 
-    def reset(self, name: str, by: str, now: float) -> bool:
+    def reset(self, name: str, by: str, now: float, uid: int | None = None) -> bool:
         """Forget an account's counts; tell whether it was ever seen."""
         account = self.peek(name, now)
         if account is None:
             return False
         account.forget_counts()
-        self._report("reset", {"account": account.name, "by": by})
+        self._accounts.note_change(account)
+        self._report("reset", {"account": account.name, "by": by, "uid": uid})
         return account.seen
 
     def peek(self, name: str, now: float) -> Account | None:
@@ -99,32 +112,23 @@ class Locks:
             return "a person unlocks it"
         return datetime.fromtimestamp(self._to_wall(now + seconds), timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
-    def _lock(
-        self,
-        account: Account,
-        locked: Verdict,
-        seconds: float,
-        now: float,
-        reason: str,
-        *,
-        exceeded: Exceeded | None = None,
-        by: str = DAEMON,
-    ) -> None:
-        until = None if isinf(seconds) else self._to_wall(now + seconds)
-        limit = exceeded.limit.name if exceeded else None
-        count = exceeded.reached if exceeded else None
-        lock = Lock(self._to_wall(now), until, now + seconds, limit, count, by, reason, locked)
+    def _end(self, seconds: float, now: float) -> tuple[float | None, float]:
+        """Return when a lock for `seconds` ends, by the wall clock and by the one that never steps back."""
+        return None if isinf(seconds) else self._to_wall(now + seconds), now + seconds
+
+    def _lock(self, account: Account, lock: Lock) -> None:
         self._accounts.lock(account, lock)
         self._report(
             "lock",
             {
                 "account": account.name,
-                "by": by,
-                "limit": limit,
-                "count": count,
-                "reason": reason,
-                "until": "unlocked" if until is None else utc(until),
-                "action": locked.word,
+                "by": lock.by,
+                "uid": lock.uid,
+                "limit": lock.limit,
+                "count": lock.count,
+                "reason": lock.reason,
+                "until": "unlocked" if lock.until is None else utc(lock.until),
+                "action": lock.verdict.word,
             },
         )
 
@@ -135,6 +139,8 @@ class Locks:
         self._free(account, DAEMON)
         return True
 
-    def _free(self, account: Account, by: str) -> None:
+    def _free(self, account: Account, by: str, uid: int | None = None) -> None:
         self._accounts.unlock(account)
-        self._report("unlock", {"account": account.name, "by": by, "attempts": account.attempts_while_locked})
+        self._report(
+            "unlock", {"account": account.name, "by": by, "uid": uid, "attempts": account.attempts_while_locked}
+        )

@@ -14,7 +14,7 @@ from policyd.actions import Effect
 from policyd.charges import Exceeded
 from policyd.limits import Rules
 from policyd.locks import Locks, Report
-from policyd.tally import OTHER_STATES, STATES, Tally
+from policyd.tally import HOOKS, OTHER_STATES, STATES, Tally
 from policyd.transactions import MEMORY, Connection, Transaction, Transactions
 from policyd.verdict import PASS, Verdict, verdict
 from policyd.wire import CLIENT_ADDRESS, INSTANCE, PROTOCOL_STATE, QUEUE_ID, RECIPIENT, RECIPIENT_COUNT, Request
@@ -81,6 +81,7 @@ class Policy:
         if transaction and not transaction.data_asked and self.tally.data_seen:
             transaction.returned = transaction.recipients
             transaction.give_back()
+            self.accounts.note_change(transaction.account)
 
     def problems(self) -> list[str]:
         """Return what a person should know of the way the requests come in."""
@@ -90,13 +91,16 @@ class Policy:
         """Tally a request, and tell when it changes what messages are counted at."""
         tally = self.tally
         tally.requests[state] += 1
+        if state in tally.hooks or state not in HOOKS:
+            return
+        tally.hooks.add(state)
         if tally.data_seen:
             return
-        if state in {"DATA", "END-OF-MESSAGE"}:
+        if state == "RCPT":
+            self._report("no-data-seen", {"meaning": NO_DATA_SEEN})
+        else:
             tally.data_seen = True
             self._report("data-seen", {"meaning": "messages are counted at DATA from now on"})
-        elif state == "RCPT" and tally.requests[state] == 1:
-            self._report("no-data-seen", {"meaning": NO_DATA_SEEN})
 
     def _account(self, name: str, request: Request, now: float) -> Account:
         account = self.locks.account(name, now)
@@ -122,6 +126,7 @@ class Policy:
             found = charges.check(transaction, 0, recipients, now)
             if found.stop is None:
                 charges.count(transaction, 0, recipients, now, found.passing)
+                self.accounts.note_change(transaction.account)
 
     def _once(self, judge: Judge, state: bytes, request: Request, transaction: Transaction, now: float) -> Verdict:
         """Judge a request, or say again what was said when it is the last one come again.
@@ -132,14 +137,16 @@ class Policy:
         again = transaction.asked == asked and now - transaction.last < MEMORY
         transaction.last = now
         if not again:
-            account = transaction.account
+            account = transaction.account = self.accounts.heard(transaction.account, now)
             account.adopt(self.accounts.rules)
             self.locks.expire_one(account, now)
             transaction.answer = judge(request, transaction, now)
             transaction.asked = asked
+            self.accounts.note_change(account)
         return transaction.answer
 
     def _before_rcpt(self, request: Request, account: Account) -> Verdict:
+        self.accounts.note_change(account)
         return self._tell(self._locked(account) or PASS, account, request)
 
     def _rcpt(self, request: Request, transaction: Transaction, now: float) -> Verdict:

@@ -29,6 +29,17 @@ class Window:
         self._head = 0
         self._total = 0
 
+    def put_before(self, stamps: list[float], events: list[int]) -> None:
+        """Add runs that are older than all that is here, as `runs` has given them once."""
+        later, numbers = self.runs()
+        self._stamps, self._counts, self._head, self._total = [], [], 0, 0
+        for stamp, number in (*zip(stamps, events, strict=True), *zip(later, numbers, strict=True)):
+            self.add(stamp, number, 0.0)
+
+    def runs(self) -> tuple[list[float], list[int]]:
+        """Return the time stamps, oldest first, and the number of events that bear each."""
+        return self._stamps[self._head :], self._counts[self._head :]
+
     def count(self, now: float, period: float) -> int:
         """Return the number of events in the last `period` seconds; those before are forgotten."""
         head, stamps = self._head, self._stamps

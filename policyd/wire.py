@@ -18,7 +18,8 @@ _FIRST_LINE = b"\nrequest=smtpd_access_policy\n"
 _END = b"\n\n"
 _ALL_BUT_ENDS_AND_EQUALS = bytes(byte for byte in range(256) if byte not in b"\n=")
 _LINE_WITHOUT_EQUALS = re.compile(rb"\n[^=\n]+(?=\n)")
-_LONG_LINE = re.compile(rb"[^\n]{%d}" % (MAX_LINE + 1))
+_LONG_LINE = re.compile(rb"\n[^\n]{%d}" % (MAX_LINE + 1))
+"""From its start on, lest a line that is not too long is searched anew from each of its bytes."""
 
 
 class ProtocolError(Exception):

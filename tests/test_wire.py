@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -388,3 +389,17 @@ def test_nothing_is_kept_of_requests_that_are_done() -> None:
     while reader.next_request():
         pass
     assert reader._buffer == b"\nreq"
+
+
+@pytest.mark.parametrize("end", [b"\n", b""], ids=["whole", "unfinished"])
+def test_long_lines_that_fit_cost_no_more_than_short_ones(end: bytes) -> None:
+    """Each byte is looked at once: a request of three lines at their limit takes microseconds."""
+    line = b"x=" + b"y" * (MAX_LINE - 2) + b"\n"
+    fastest = 1.0
+    for _ in range(3):
+        reader = RequestReader()
+        began = time.thread_time()
+        reader.receive(KIND + line * 3 + end)
+        assert bool(reader.next_request()) == bool(end)
+        fastest = min(fastest, time.thread_time() - began)
+    assert fastest < 0.03

@@ -1,0 +1,292 @@
+"""The SQLite file that outlives the daemon: locks, counts, tallies, and whether DATA was ever seen.
+
+One connection, in one thread, does all the writing. Each transaction is durable when it is committed
+(synchronous=FULL), and what has been handed over is kept until it is. Source: https://www.sqlite.org/wal.html.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from policyd.records import AccountRecord, LockRecord, Span
+
+SCHEMA_VERSION = 1
+PRUNE_STEP = 500
+"""Rows whose windows have passed that one transaction removes."""
+
+BUSY_SECONDS = 1.0
+"""How long another process may keep the file locked before that is a problem."""
+
+_MIGRATIONS = (
+    """
+    CREATE TABLE epochs (id INTEGER PRIMARY KEY, boot TEXT NOT NULL, ahead REAL NOT NULL, latest REAL NOT NULL);
+    CREATE TABLE accounts (
+        name PRIMARY KEY, epoch INTEGER NOT NULL, record TEXT NOT NULL, keep_until REAL NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX accounts_by_age ON accounts (epoch, keep_until);
+    CREATE TABLE locks (
+        account PRIMARY KEY, epoch INTEGER NOT NULL, recorded REAL NOT NULL, since REAL NOT NULL, until REAL,
+        limit_name TEXT, count INTEGER, locked_by, reason, action, effect TEXT NOT NULL, uid INTEGER
+    ) WITHOUT ROWID;
+    CREATE TABLE seen (hook TEXT PRIMARY KEY) WITHOUT ROWID;
+    """,
+)
+"""What leads from each schema version to the next. An epoch is one run of the daemon: in which boot, how far the wall
+clock was ahead of the boot clock when it started, and how far it was when it was last looked at."""
+
+_LOCKS = (
+    "SELECT epoch, account, recorded, since, until, limit_name, count, locked_by, reason, action, effect, uid"
+    " FROM locks"
+)
+"""In the order of LockRecord's fields, behind the epoch."""
+
+_DAMAGED = ("malformed", "not a database", "file is encrypted", "no such table", "no such column")
+
+
+class NewerDatabaseError(Exception):
+    """The database was made by a newer policyd; it has not been touched."""
+
+
+class DamagedDatabaseError(Exception):
+    """The file is no database any more."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """What is to be written in one transaction."""
+
+    accounts: dict[str, AccountRecord] = field(default_factory=dict)
+    locks: dict[str, LockRecord | None] = field(default_factory=dict)
+    """None: the account is free."""
+    hooks: set[str] = field(default_factory=set)
+    latest: float | None = None
+    """How far the wall clock is ahead of the boot clock now."""
+
+    def __bool__(self) -> bool:
+        return bool(self.accounts or self.locks or self.hooks or self.latest is not None)
+
+    def add_newer(self, newer: Batch) -> None:
+        """Take over what a newer batch has; that costs no more than the newer one is large."""
+        self.accounts.update(newer.accounts)
+        self.locks.update(newer.locks)
+        self.hooks |= newer.hooks
+        if newer.latest is not None:
+            self.latest = newer.latest
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a database held when it was opened."""
+
+    accounts: dict[str, tuple[Span, str]]
+    locks: list[tuple[Span, LockRecord]]
+    hooks: frozenset[str]
+
+
+class Database:
+    """An open database; all of it is used by one thread at a time.
+
+    `boot` names the boot of the machine; `ahead` is how far the wall clock is ahead of the boot clock.
+    """
+
+    def __init__(self, path: Path, boot: str, ahead: float) -> None:
+        """Open or create the file.
+
+        Raises NewerDatabaseError, DamagedDatabaseError, and sqlite3.Error or OSError for what may pass.
+        """
+        _refuse_newer(path)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        self._path = path
+        self._file = _identity(path)
+        self._connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            with _told_apart():
+                self._migrate()
+                self._connection.execute("PRAGMA journal_mode = WAL").fetchone()
+                self._connection.execute("PRAGMA synchronous = FULL")
+                self._boot, self._ahead = boot, ahead
+                self._epoch = self._begin_epoch()
+                self._spans = self._read_spans()
+                self._left = _state(path)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def load(self, wall: float) -> Stored:
+        """Return all that is stored, but for accounts whose windows had passed at `wall`, by this run's reckoning."""
+        with _told_apart():
+            spans = self._spans
+            accounts = {
+                _restored(name): (span, record)
+                for epoch, span in spans.items()
+                for name, record in self._connection.execute(
+                    "SELECT name, record FROM accounts WHERE epoch = ? AND keep_until > ?",
+                    (epoch, span.wall(wall - self._ahead)),
+                )
+            }
+            rows = self._connection.execute(_LOCKS)
+            locks = [(spans[epoch], LockRecord(*map(_restored, row))) for epoch, *row in rows]
+            hooks = frozenset(hook for (hook,) in self._connection.execute("SELECT hook FROM seen"))
+        return Stored(accounts, locks, hooks)
+
+    def write(self, batch: Batch, wall: float) -> None:
+        """Write a batch, all or nothing, and remove some of what had passed at `wall`; durable on return.
+
+        Raises DamagedDatabaseError, and sqlite3.Error for what may pass: a full disk, a lock, a read-only folder.
+        """
+        freed = [(_storable(name),) for name, lock in batch.locks.items() if lock is None]
+        locked = [lock for lock in batch.locks.values() if lock is not None]
+        self._look_after_file()
+        with _told_apart(), _transaction(self._connection) as connection:
+            connection.executemany(
+                "INSERT OR REPLACE INTO accounts (name, epoch, record, keep_until) VALUES (?, ?, ?, ?)",
+                [(_storable(a.name), self._epoch, a.text, a.keep_until) for a in batch.accounts.values()],
+            )
+            connection.executemany("DELETE FROM locks WHERE account = ?", freed)
+            connection.executemany(
+                "INSERT OR REPLACE INTO locks (epoch, account, recorded, since, until, limit_name, count, locked_by,"
+                " reason, action, effect, uid) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [(self._epoch, *map(_storable, astuple(lock))) for lock in locked],
+            )
+            connection.executemany("INSERT OR IGNORE INTO seen VALUES (?)", [(hook,) for hook in batch.hooks])
+            if batch.latest is not None:
+                connection.execute("UPDATE epochs SET latest = ? WHERE id = ?", (batch.latest, self._epoch))
+            for epoch, span in self._spans.items():
+                connection.execute(
+                    "DELETE FROM accounts WHERE name IN"
+                    " (SELECT name FROM accounts WHERE epoch = ? AND keep_until <= ? LIMIT ?)",
+                    (epoch, span.wall(wall - self._ahead), PRUNE_STEP),
+                )
+
+        self._left = _state(self._path)
+
+    def _look_after_file(self) -> None:
+        """Notice what others did to the file; SQLite does not, as long as it has what it needs in its own memory."""
+        if _identity(self._path) != self._file:
+            raise DamagedDatabaseError("the file has been removed or replaced")
+        if _state(self._path) == self._left:
+            return
+        with _told_apart(), closing(sqlite3.connect(self._path, timeout=BUSY_SECONDS)) as other:
+            (found,) = other.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise DamagedDatabaseError(f"malformed: {found}")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def _migrate(self) -> None:
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        for number, steps in enumerate(_MIGRATIONS[version:], version + 1):
+            self._connection.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {number}; COMMIT;")
+
+    def _read_spans(self) -> dict[int, Span]:
+        """Return how to read the times of each epoch.
+
+        Within one boot the boot clock goes on, whatever the wall clock did. Of an earlier boot the wall clock is all
+        there is, as it was when it was last looked at in that boot: it may have been set right by then.
+        """
+        epochs = self._connection.execute("SELECT id, boot, ahead, latest FROM epochs ORDER BY id").fetchall()
+        known = [number for number, *_ in epochs]
+        for table in ("accounts", "locks"):
+            lost = f"SELECT 1 FROM {table} WHERE epoch NOT IN ({','.join('?' * len(known))}) LIMIT 1"  # noqa: S608
+            if self._connection.execute(lost, known).fetchone():
+                raise DamagedDatabaseError(f"a row of {table} belongs to no run of the daemon")
+        latest = {boot: at_last for _, boot, _, at_last in epochs}
+        return {
+            number: Span(ahead if boot == self._boot else ahead - latest[boot] + self._ahead)
+            for number, boot, ahead, _ in epochs
+        }
+
+    def _begin_epoch(self) -> int:
+        """Note this run of the daemon; forget those of which nothing is stored."""
+        with _transaction(self._connection) as connection:
+            connection.execute(
+                "DELETE FROM epochs WHERE id NOT IN (SELECT epoch FROM accounts UNION SELECT epoch FROM locks)"
+                " AND id NOT IN (SELECT max(id) FROM epochs WHERE boot IN"
+                " (SELECT boot FROM epochs WHERE id IN (SELECT epoch FROM accounts UNION SELECT epoch FROM locks))"
+                " GROUP BY boot)"
+            )
+            values = (self._boot, self._ahead, self._ahead)
+            epoch = connection.execute("INSERT INTO epochs (boot, ahead, latest) VALUES (?, ?, ?)", values).lastrowid
+        return epoch or 0
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield connection
+        connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+@contextmanager
+def _told_apart() -> Iterator[None]:
+    """Tell damage, which does not pass, from trouble that may."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if any(word in str(error) for word in _DAMAGED):
+            raise DamagedDatabaseError(str(error)) from error
+        raise
+
+
+def set_aside(path: Path, stamp: str) -> Path:
+    """Move a damaged database, and what belongs to it, out of the way; return where the file is now."""
+    names = (f"{path.name}.corrupt-{stamp}{again}" for again in ("", *(f"-{number}" for number in range(2, 100))))
+    aside = next((path.with_name(name) for name in names if not path.with_name(name).exists()), path)
+    for ending in ("", "-wal", "-shm"):
+        part = path.with_name(path.name + ending)
+        if part.exists():
+            part.rename(aside.with_name(aside.name + ending))
+    return aside
+
+
+def _refuse_newer(path: Path) -> None:
+    """Look at the schema version without touching anything, a log that a killed daemon has left behind included."""
+    if not path.exists():
+        return
+    log = path.with_name(f"{path.name}-wal")
+    how = "mode=ro" if log.exists() else "immutable=1"  # without a log, reading must not begin one
+    with _told_apart(), closing(sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True)) as connection:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > SCHEMA_VERSION:
+        raise NewerDatabaseError(f"is of schema {version}, and this policyd knows {SCHEMA_VERSION}")
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """Return what is different after somebody has written to a file."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Tell one file from another of the same name; None: there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _storable(value: object) -> object:
+    """SQLite takes no text with lone surrogates, which JSON can bring; such a text is stored as bytes."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return value.encode(errors="surrogatepass")
+    return value
+
+
+def _restored(value: Any) -> Any:
+    return value.decode(errors="surrogatepass") if isinstance(value, bytes) else value

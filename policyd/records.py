@@ -1,0 +1,137 @@
+"""Accounts and locks as plain values that can be stored, and back.
+
+What is stored is wall clock, so that it can be read and outlives a reboot; a `Span` turns it into the clock that never
+steps back, and the other way round. What belongs to a limit that is gone is left out when it comes back.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+
+from policyd.accounts import MAX_CLIENTS, Account, Lock
+from policyd.actions import Effect
+from policyd.limits import MAX_PERIOD
+from policyd.verdict import verdict
+
+TALLIES = ("refused", "held", "warned", "observed", "attempts_while_locked")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """How far the wall clock is ahead of the clock that never steps back, in seconds."""
+
+    offset: float
+
+    def wall(self, now: float) -> float:
+        """Return a time of the clock that never steps back as seconds since the epoch."""
+        return now + self.offset
+
+    def boot(self, wall: float) -> float:
+        """Return seconds since the epoch as a time of the clock that never steps back."""
+        return wall - self.offset
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRecord:
+    """What is stored of an account."""
+
+    name: str
+    text: str
+    """Its windows, tallies and clients, as JSON."""
+    keep_until: float
+    """Wall clock: when the last event has left its window; tallies are kept for as long as the longest window."""
+
+
+@dataclass(frozen=True, slots=True)
+class LockRecord:
+    """What is stored of a lock; times are wall clock."""
+
+    account: str
+    recorded: float
+    since: float
+    until: float | None
+    limit: str | None
+    count: int | None
+    by: str
+    reason: str
+    action: str
+    effect: str
+    uid: int | None
+
+
+def account_record(account: Account, span: Span, now: float) -> AccountRecord:
+    """Return what is to be stored of an account."""
+    windows = []
+    last = now
+    for limit, window in zip(account.limits, account.windows, strict=True):
+        if window is not None and limit.period is not None and window.count(now, limit.period):
+            stamps, events = window.runs()
+            last = max(last, stamps[-1] + limit.period)
+            windows.append([limit.name, limit.count, [span.wall(stamp) for stamp in stamps], events])
+    tallies = {name: tally for name in TALLIES if (tally := getattr(account, name))}
+    if tallies:
+        last = max(last, now + MAX_PERIOD)
+    value = {
+        "windows": windows,
+        "tallies": tallies,
+        "clients": [[address.decode("latin-1"), span.wall(seen)] for address, seen in account.clients],
+        "seen": account.seen,
+    }
+    return AccountRecord(account.name, json.dumps(value), span.wall(last))
+
+
+def restore_account(account: Account, text: str, span: Span, now: float) -> None:
+    """Add what was stored of an account to what it has done since.
+
+    No event lies further ahead than its slice explains, whatever a clock said. Raises ValueError, LookupError,
+    TypeError or AttributeError for what cannot have been stored.
+    """
+    value = json.loads(text)
+    stored = {(name, count): (stamps, events) for name, count, stamps, events in value["windows"]}
+    for limit, window in zip(account.limits, account.windows, strict=True):
+        runs = stored.get((limit.name, limit.count))
+        if window is not None and runs is not None:
+            latest = now + limit.slice
+            window.put_before([min(span.boot(stamp), latest) for stamp in runs[0]], runs[1])
+    for name, tally in value["tallies"].items():
+        if name in TALLIES:
+            setattr(account, name, getattr(account, name) + tally)
+    for address, seen in reversed(value["clients"]):
+        account.clients.insert(0, (address.encode("latin-1"), min(span.boot(seen), now)))
+    del account.clients[:-MAX_CLIENTS]
+    account.seen = account.seen or value["seen"]
+
+
+def lock_record(account: Account, lock: Lock, span: Span, now: float) -> LockRecord:
+    """Return what is to be stored of an account's lock."""
+    until = None if math.isinf(lock.ends) else span.wall(lock.ends)
+    told = lock.verdict
+    return LockRecord(
+        account.name,
+        span.wall(now),
+        lock.since,
+        until,
+        lock.limit,
+        lock.count,
+        lock.by,
+        lock.reason,
+        told.action,
+        told.effect.value,
+        lock.uid,
+    )
+
+
+def restore_lock(record: LockRecord, span: Span, now: float, offset: float) -> Lock:
+    """Return a lock that was stored; whatever the clocks did, no more of its time is left than when it was stored.
+
+    `offset` is how far the wall clock is ahead now.
+    """
+    ends = math.inf
+    if record.until is not None:
+        ends = min(span.boot(record.until), now + record.until - record.recorded)
+    until = None if math.isinf(ends) else ends + offset
+    known = {effect.value: effect for effect in Effect}
+    told = verdict(record.action, known.get(record.effect, Effect.REFUSED), by_lock=True)
+    return Lock(record.since, until, ends, record.limit, record.count, record.by, record.reason, told, record.uid)
