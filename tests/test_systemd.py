@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from policyd.systemd import Notifier
+from policyd.systemd import Notifier, boot_id
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -99,3 +99,16 @@ def test_a_manager_that_does_not_read_stops_nothing(manager: tuple[socket.socket
 def test_the_watchdog_is_minded_where_it_is_meant(environment: dict[str, str], seconds: float | None) -> None:
     """$WATCHDOG_USEC counts if $WATCHDOG_PID is this process or absent, as sd_watchdog_enabled(3) has it."""
     assert Notifier(environment).watchdog == seconds
+
+
+def test_a_boot_has_one_name_whoever_tells_it(tmp_path: Path) -> None:
+    """The kernel writes it with hyphens, systemd without; within a boot both mean the same."""
+    kernels = tmp_path / "boot_id"
+    kernels.write_text("a3c4e6f8-0000-4000-8000-123456789abc\n")
+    name = "a3c4e6f8000040008000123456789abc"
+    assert boot_id({}, kernels) == boot_id({"POLICYD_BOOT_ID": name}, tmp_path / "missing") == name
+
+
+def test_a_boot_that_nobody_names_is_taken_for_another(tmp_path: Path) -> None:
+    """Times of a boot that may be another are not compared with those of this one."""
+    assert boot_id({}, tmp_path / "missing") != boot_id({}, tmp_path / "missing")
