@@ -12,7 +12,7 @@ from pathlib import Path
 from policyd import sections
 from policyd.durations import format_duration
 from policyd.limits import HOUSE_RULES, UNTIL_UNLOCKED, Limit, Override, Rules
-from policyd.sections import DEFAULT_ATTRIBUTES, DEFAULT_LOWERCASE, EndpointProblem, optional
+from policyd.sections import DEFAULT_ATTRIBUTES, DEFAULT_LOWERCASE, DEFAULT_MAX_ACCOUNTS, EndpointProblem, optional
 from policyd.yamlnodes import ConfigProblem, NotYamlError, Problems, Value, compose
 
 __all__ = ["Config", "ConfigError", "ConfigProblem", "changes", "needs_restart", "parse_config", "read_config"]
@@ -22,7 +22,7 @@ MAX_CONFIG = 1024 * 1024
 
 DEFAULT_LISTEN: tuple[str, ...] = ("tcp:10045:interface=127.0.0.1",)
 
-_SECTIONS = ("listen", "control", "database", "account", "limits", "overrides", "observe")
+_SECTIONS = ("listen", "control", "database", "max_accounts", "account", "limits", "overrides", "observe")
 
 
 def _accept_all(_endpoint: str) -> None:
@@ -38,6 +38,8 @@ class Config:
     """Path of the control socket; None: the default place."""
     database: str | None = None
     """Path of the database; `none`: there is none; None: the default place."""
+    max_accounts: int = DEFAULT_MAX_ACCOUNTS
+    """Accounts that are remembered."""
     attributes: tuple[str, ...] = DEFAULT_ATTRIBUTES
     lowercase: bool = DEFAULT_LOWERCASE
     observe: bool = False
@@ -126,6 +128,7 @@ _SHOWN_KEYS: tuple[tuple[str, Callable[[Config], str]], ...] = (
     ("listen", lambda config: ", ".join(config.listen)),
     ("control", lambda config: config.control or "the default place"),
     ("database", lambda config: config.database or "the default place"),
+    ("max_accounts", lambda config: str(config.max_accounts)),
     ("account.attributes", lambda config: ", ".join(config.attributes)),
     ("account.lowercase", lambda config: str(config.lowercase).lower()),
     ("observe", lambda config: str(config.observe).lower()),
@@ -179,6 +182,7 @@ def _config(root: Value, endpoint_problem: EndpointProblem) -> Config:
         listen=optional(fields, "listen", lambda value: sections.listen(value, endpoint_problem), DEFAULT_LISTEN),
         control=optional(fields, "control", sections.control, None),
         database=optional(fields, "database", sections.database, None),
+        max_accounts=optional(fields, "max_accounts", sections.max_accounts, DEFAULT_MAX_ACCOUNTS),
         attributes=attributes,
         lowercase=lowercase,
         observe=observe,

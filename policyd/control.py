@@ -12,12 +12,16 @@ import socket
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, cast
 
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.unix import Server
+from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 from twisted.web.http import Request as HTTPRequest
 from twisted.web.resource import Resource
-from twisted.web.server import Request, Site
+from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from policyd.config import ConfigError
 from policyd.desk import Desk, Json, Sort
@@ -32,10 +36,20 @@ MAX_NAME = 64 * 1024
 MAX_HEADERS = 256 * 1024
 """Bytes of a request's first line and headers: such a name, percent-encoded, is in the first line."""
 
+MAX_CONNECTIONS = 32
+"""Control connections that are kept; for one more the oldest is dropped, of those whose order is not being done."""
+
+CLOSING = 8
+"""Dropped connections that are waited for before another is accepted: a descriptor is free only when all is done."""
+
+TIMEOUT = 60
+"""Seconds for which a connection may say nothing."""
+
 MAX_REASON = 300
 MAX_ACCOUNTS = 100_000
 
 _SORTS: tuple[Sort, ...] = ("messages", "recipients", "refused")
+_CLOSED = Failure(ConnectionDone())
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -48,12 +62,22 @@ class RefusedError(Exception):
         self.problems = problems
 
 
+class Caller(NamedTuple):
+    """Who gives an order: the name and the id of a user of this machine."""
+
+    name: str
+    uid: int | None
+
+
+NOBODY = Caller("", None)
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One call of the API: what was given, by whom, when."""
 
     values: Json
-    caller: str
+    caller: Caller
     """Who gives an order; a question may be anybody's."""
     now: float
 
@@ -86,7 +110,7 @@ class Api:
     `reload` reads the config anew; it returns what changed and what takes a restart, or raises ConfigError.
     """
 
-    def __init__(self, desk: Desk, reload: Callable[[str], tuple[list[str], list[str]]]) -> None:
+    def __init__(self, desk: Desk, reload: Callable[[str, int | None], tuple[list[str], list[str]]]) -> None:
         self._desk = desk
         self._reload = reload
         self._calls: dict[tuple[bytes, bytes], Callable[[Call], Any]] = {
@@ -141,20 +165,20 @@ class Api:
                 raise RefusedError(f"for: {error}") from error
             if seconds > MAX_LOCK:
                 raise RefusedError(f"for: want at most {format_duration(MAX_LOCK)}")
-        return self._desk.lock(account, reason, seconds, call.caller, call.now, hold=hold)
+        return self._desk.lock(account, reason, seconds, call.caller.name, call.now, hold=hold, uid=call.caller.uid)
 
     def _unlock(self, call: Call) -> Json:
         names = call.values.get("accounts")
         if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
             raise RefusedError("accounts: want a list of names")
-        return self._desk.unlock(names, call.caller, call.now)
+        return self._desk.unlock(names, call.caller.name, call.now, call.caller.uid)
 
     def _reset(self, call: Call) -> Json:
-        return self._desk.reset(call.text("account"), call.caller, call.now)
+        return self._desk.reset(call.text("account"), call.caller.name, call.now, call.caller.uid)
 
     def _reload_config(self, call: Call) -> Json:
         try:
-            changed, restart = self._reload(call.caller)
+            changed, restart = self._reload(call.caller.name, call.caller.uid)
         except ConfigError as error:
             problems = [str(problem) for problem in error.problems]
             raise RefusedError("the config has errors; the old one stays in force", 422, problems) from error
@@ -164,12 +188,28 @@ class Api:
 class ControlRequest(Request):
     """An HTTP request whose body is bounded before it is received."""
 
+    _refused = False
+
     def gotLength(self, length: int | None) -> None:
         """Refuse a body that is too large, or of a length that is not said."""
-        if length is None or length > MAX_BODY:
-            self.channel.loseConnection()
-            length = 0
-        super().gotLength(length)  # type: ignore[no-untyped-call]  # Twisted has no types for it
+        if length is None:
+            self._refuse(b"411 Length Required", "the length of the body is not said")
+        elif length > MAX_BODY:
+            self._refuse(b"413 Content Too Large", f"the body is longer than {MAX_BODY} bytes")
+        super().gotLength(0 if self._refused else length)  # type: ignore[no-untyped-call]  # Twisted has no types for it
+
+    def process(self) -> None:
+        """Carry out the request, unless it is refused already."""
+        if not self._refused:
+            super().process()  # type: ignore[no-untyped-call]  # Twisted has no types for it
+
+    def _refuse(self, status: bytes, why: str) -> None:
+        self._refused = True
+        self.requestHeaders.removeHeader(b"expect")
+        body = json.dumps({"error": why}).encode() + b"\n"
+        head = b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
+        self.channel.write(head % (status, len(body)) + body)
+        self.channel.loseConnection()
 
 
 class ControlResource(Resource):
@@ -177,17 +217,24 @@ class ControlResource(Resource):
 
     isLeaf = True
 
-    def __init__(self, api: Api, clock: Callable[[], float], bug: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        api: Api,
+        clock: Callable[[], float],
+        bug: Callable[[], None],
+        durable: Callable[[], Deferred[None] | None],
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Twisted has no types for it
         self._api = api
         self._clock = clock
         self._bug = bug
+        self._durable = durable
 
-    def render(self, request: HTTPRequest) -> bytes:
-        """Answer one HTTP request."""
+    def render(self, request: HTTPRequest) -> bytes | int:
+        """Answer one HTTP request: an order only when the locks that it has changed are on the disk."""
         status, answer = 200, None
         try:
-            caller = _caller(request) if request.method == b"POST" else ""
+            caller = _caller(request) if request.method == b"POST" else NOBODY
             answer = self._api.answer(request.method, request.path, Call(_values(request), caller, self._clock()))
         except RefusedError as error:
             status, answer = error.status, {"error": str(error)}
@@ -198,7 +245,15 @@ class ControlResource(Resource):
             status, answer = 500, {"error": "internal error, see the daemon's log"}
         request.setResponseCode(status)
         request.setHeader(b"content-type", b"application/json")
-        return json.dumps(answer).encode() + b"\n"
+        body = json.dumps(answer).encode() + b"\n"
+        durable = self._durable() if request.method == b"POST" else None
+        if durable is None:
+            return body
+        gone: list[object] = []
+        cast(ControlChannel, request.channel).waits = True
+        request.notifyFinish().addErrback(gone.append)
+        durable.addCallback(lambda _: None if gone else _finish(request, body))
+        return NOT_DONE_YET
 
 
 class ControlChannel(HTTPChannel):
@@ -206,24 +261,72 @@ class ControlChannel(HTTPChannel):
 
     MAX_LENGTH = MAX_HEADERS
     totalHeadersSize = MAX_HEADERS
+    waits = False
+    """Whether an order of its is being done."""
+
+    def connectionMade(self) -> None:
+        """Take one of the places for connections."""
+        super().connectionMade()  # type: ignore[no-untyped-call]  # Twisted has no types for it
+        self.factory.take_place(self)
+
+    def connectionLost(self, reason: Failure = _CLOSED) -> None:
+        """Leave it again."""
+        self.factory.leave_place(self)
+        super().connectionLost(reason)  # type: ignore[no-untyped-call]  # Twisted has no types for it
 
 
 class QuietSite(Site):
-    """An HTTP service that does not log each request."""
+    """An HTTP service that does not log each request, and cannot be kept busy by those who never end theirs."""
 
     noisy = False
     protocol = ControlChannel  # type: ignore[assignment]  # typed for the channel that may become HTTP/2
+
+    def __init__(self, resource: Resource) -> None:
+        super().__init__(resource, requestFactory=ControlRequest, timeout=TIMEOUT)  # type: ignore[no-untyped-call]
+        self._places: dict[ControlChannel, None] = {}
+        """The connections that are kept, the oldest first."""
+        self._open = 0
+
+    def has_room(self) -> bool:
+        """Tell whether another connection may be accepted now; else it may as soon as dropped ones are gone."""
+        return self._open < MAX_CONNECTIONS + CLOSING
+
+    def take_place(self, channel: ControlChannel) -> None:
+        """Give a connection a place, an older one's if need be."""
+        self._open += 1
+        if len(self._places) >= MAX_CONNECTIONS:
+            dropped = min(self._places, key=lambda known: known.waits)
+            del self._places[dropped]
+            cast(Server, dropped.transport).abortConnection()
+        self._places[channel] = None
+
+    def leave_place(self, channel: ControlChannel) -> None:
+        """Note that a connection is gone."""
+        self._open -= 1
+        self._places.pop(channel, None)
 
     def log(self, request: HTTPRequest) -> None:
         """Log nothing: orders are events of their own, and questions none."""
 
 
-def control_site(api: Api, clock: Callable[[], float], bug: Callable[[], None]) -> Site:
+def control_site(
+    api: Api,
+    clock: Callable[[], float],
+    bug: Callable[[], None],
+    durable: Callable[[], Deferred[None] | None] = lambda: None,
+) -> QuietSite:
     """Return the HTTP service of the control socket.
 
-    `clock` gives seconds that never step back; `bug` is called while an exception of ours is handled.
+    `clock` gives seconds that never step back; `bug` is called while an exception of ours is handled; `durable` returns
+    what fires when all locks are on the disk, None when they are.
     """
-    return QuietSite(ControlResource(api, clock, bug), requestFactory=ControlRequest, timeout=60)
+    return QuietSite(ControlResource(api, clock, bug, durable))
+
+
+def _finish(request: HTTPRequest, body: bytes) -> None:
+    cast(ControlChannel, request.channel).waits = False
+    request.write(body)
+    request.finish()
 
 
 def _values(request: HTTPRequest) -> Json:
@@ -243,11 +346,11 @@ def _values(request: HTTPRequest) -> Json:
     return values
 
 
-def _caller(request: HTTPRequest) -> str:
-    """Return the name of the user at the other end of the socket."""
+def _caller(request: HTTPRequest) -> Caller:
+    """Return who is at the other end of the socket."""
     peer: socket.socket = request.transport.socket  # type: ignore[union-attr]  # a unix socket has one
     uid: int = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[1]
     try:
-        return pwd.getpwuid(uid).pw_name
+        return Caller(pwd.getpwuid(uid).pw_name, uid)
     except KeyError:
-        return f"uid {uid}"
+        return Caller(f"uid {uid}", uid)

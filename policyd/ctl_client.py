@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ DONE, REFUSED, USAGE, NOT_RUNNING, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit statuses of policyctl."""
 
 PATIENCE = 10.0
-"""Seconds within which a daemon that is alive answers."""
+"""Seconds within which a daemon that is alive has answered, to the last byte."""
 
 
 class CtlError(Exception):
@@ -41,18 +42,43 @@ class Question:
     body: dict[str, Any] | None = None
 
 
+class PatientSocket(socket.socket):
+    """A unix stream socket on which all that is read and written takes no longer than `patience` seconds together."""
+
+    def __init__(self, patience: float) -> None:
+        super().__init__(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._deadline = time.monotonic() + patience
+        self._patient()
+
+    def recv_into(self, *arguments: Any) -> int:
+        """Read into a buffer, as http.client does; raises TimeoutError when time is over."""
+        self._patient()
+        return super().recv_into(*arguments)
+
+    def sendall(self, *arguments: Any) -> None:
+        """Write it all; raises TimeoutError when time is over."""
+        self._patient()
+        super().sendall(*arguments)
+
+    def _patient(self) -> None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self.settimeout(left)
+
+
 class UnixConnection(http.client.HTTPConnection):
     """HTTP over a unix stream socket."""
 
     def __init__(self, path: str, patience: float) -> None:
-        super().__init__("localhost", timeout=patience)
+        super().__init__("localhost")
         self._path = path
+        self._patience = patience
 
     def connect(self) -> None:
         """Connect to the socket's path; raises OSError."""
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock = PatientSocket(self._patience)
         try:
-            self.sock.settimeout(self.timeout)
             self.sock.connect(self._path)
         except BaseException:
             self.close()

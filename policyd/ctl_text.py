@@ -117,7 +117,7 @@ TALLIES = (
 
 def accounts(value: Json, over: int | None, screen: Screen) -> list[str]:
     """Tell who sends most, one account a line; a column for each limit that has a window."""
-    if not value:
+    if not _list(value):
         return ["no account has sent anything" if over is None else f"no account is over {over}%"]
     limits = [{limit["name"]: limit for limit in each["limits"] if limit["per"] != "message"} for each in value]
     names = list(dict.fromkeys(name for each in limits for name in each))
@@ -138,7 +138,7 @@ def accounts(value: Json, over: int | None, screen: Screen) -> list[str]:
 
 def locked(value: Json, screen: Screen) -> list[str]:
     """Tell every lock, one a line."""
-    if not value:
+    if not _list(value):
         return ["no account is locked"]
     columns = [
         Column("account", least=16),
@@ -187,6 +187,12 @@ def reloaded(value: Json) -> list[str]:
     if value["needs_restart"]:
         lines += [f"in force only after a restart (systemctl restart policyd): {', '.join(value['needs_restart'])}"]
     return _shown(lines or ["nothing changed"])
+
+
+def _list(value: Json) -> list[Json]:
+    if not isinstance(value, list):
+        raise TypeError("no list")
+    return value
 
 
 def _shown(lines: Iterable[str]) -> list[str]:

@@ -6,8 +6,10 @@ import argparse
 import gc
 import os
 import signal
+import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,24 +21,45 @@ from twisted.internet.task import deferLater, react
 from twisted.python.failure import Failure
 
 from policyd import __version__, paths
+from policyd.accepting import Accepting, raise_limit
+from policyd.activation import endpoint_of, ignored, listen_on, passed_sockets, started_with
 from policyd.config import Config, ConfigError, changes, needs_restart, read_config
 from policyd.control import Api, control_site
+from policyd.database import NewerDatabaseError
 from policyd.desk import Desk
-from policyd.listening import CannotListenError, endpoint_problem, hold_alone, listen, listen_unix, make_folder
+from policyd.listening import (
+    AlreadyRunningError,
+    CannotListenError,
+    endpoint_problem,
+    hold_alone,
+    listen,
+    listen_unix,
+    make_folder,
+)
 from policyd.locks import utc
 from policyd.log import EventLog, start_logging
 from policyd.policy import Policy
 from policyd.server import PolicyFactory
-from policyd.systemd import Notifier
+from policyd.storage import Storage
+from policyd.systemd import Notifier, boot_id
 
 EX_CANNOT_START = 1
 STDERR = 2
+NO_DATABASE = "none"
 
 TICK = 1.0
 """Seconds between two looks at what time has brought: locks that are over, repeated warnings, the watchdog."""
 
-DRAIN = 1.5
+NEVER = 10**9
+"""Collections of young garbage before one of all objects: to look through a million accounts takes two seconds, and
+what lives long here holds no cycles."""
+
+DRAIN = 1.2
 """Seconds for which requests that have begun are waited for at the end."""
+
+FRESH = 0.5
+"""Seconds for which a new connection's first request is waited for at the end: Postfix tries two connections, and where
+it has lost the first to the end of a daemon, this may be its last."""
 
 _DESCRIPTION = """\
 Postfix policy daemon: counts what each SASL user sends, answers REJECT or HOLD over a limit, and locks hijacked
@@ -80,13 +103,20 @@ class Daemon:
         self._log = EventLog(boot_time)
         self._notifier = Notifier()
         self._policy = Policy(config.rules(), self._log.report, to_wall)
-        self._factory = PolicyFactory(self._policy, reactor, self._log.report)
+        self._policy.accounts.size = config.max_accounts
+        self._storage = self._store()
+        durable = self._storage.durable if self._storage else lambda: None
+        self._factory = PolicyFactory(self._policy, reactor, self._log.report, durable)
         self._ports: list[IListeningPort] = []
+        self._accepting: Accepting | None = None
+        self._passed: list[socket.socket] = []
+        """The sockets of systemd's, if it has passed any: open to the end, so that who waits in their queues stays."""
         self._config_errors = ""
         self._needs_restart: list[str] = []
         self._stopping = False
-        desk = Desk(self._policy, to_wall, boot_time(), self._problems)
-        self._site = control_site(Api(desk, self.reload), boot_time, self._bug)
+        store = "sqlite" if self._storage else "memory"
+        desk = Desk(self._policy, to_wall, boot_time(), self._problems, store)
+        self._site = control_site(Api(desk, self.reload), boot_time, self._bug, durable)
 
     async def run(self) -> None:
         """Listen, answer, and end when the reactor is told to.
@@ -95,22 +125,24 @@ class Daemon:
         """
         self._log.report("start", {"version": __version__, "config": self._config_file or "built in"})
         control = self._control_socket()
-        self._alone = hold_alone(control)
+        self._alone = [hold_alone(control)]
+        self._open_storage()
         self._ports.append(listen_unix(self._reactor, str(control), self._site))
-        for description in self._config.listen:
-            self._ports.append(await listen(self._reactor, description, self._factory))
+        listening = await self._listen()
+        self._bound_connections()
         self._reactor.addSystemEventTrigger("before", "shutdown", self._stop)
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._on_sighup))
         gc.freeze()
+        gc.set_threshold(*gc.get_threshold()[:2], NEVER)
         running: Deferred[None] = Deferred()
         self._reactor.callWhenRunning(running.callback, None)
         await running  # before that, SIGTERM would kill instead of stop
         self._tick()
-        self._log.report("ready", {"listen": " ".join(self._config.listen), "control": control})
+        self._log.report("ready", {"listen": " ".join(listening), "control": control})
         self._notifier.ready(self._state())
         await Deferred()
 
-    def reload(self, by: str) -> tuple[list[str], list[str]]:
+    def reload(self, by: str, uid: int | None = None) -> tuple[list[str], list[str]]:
         """Read the config anew; return what changed, and what takes a restart to change.
 
         Raises ConfigError, and changes nothing, where the config has errors.
@@ -119,22 +151,77 @@ class Daemon:
         try:
             self._config_file = self._config_file or default_config()
             config = load_config(self._config_file)
-            changed, self._needs_restart = changes(self._config, config), needs_restart(self._running, config)
+            changed, self._needs_restart = changes(self._config, config), self._restart_for(config)
             self._policy.accounts.rules = config.rules()
+            self._policy.accounts.size = config.max_accounts
             self._config = config
             self._config_errors = ""
+            told = {"by": by, "uid": uid, "changed": "; ".join(changed) or "nothing"}
+            self._log.report("reload", {**told, "needs_restart": " ".join(self._needs_restart) or None})
         except ConfigError as error:
             self._config_errors = (
                 f"the config has errors since {utc(time.time())}, and the old one is in force: {error.problems[0]}"
             )
             for problem in error.problems:
-                self._log.report("reload-failed", {"by": by, "problem": problem})
+                self._log.report("reload-failed", {"by": by, "uid": uid, "problem": problem})
             raise
         finally:
             self._notifier.ready(self._state())
-        told = {"by": by, "changed": "; ".join(changed) or "nothing"}
-        self._log.report("reload", {**told, "needs_restart": " ".join(self._needs_restart) or None})
         return changed, self._needs_restart
+
+    def _restart_for(self, config: Config) -> list[str]:
+        """Return the keys of a config that take a restart to change; on systemd's sockets none changes `listen`."""
+        return [key for key in needs_restart(self._running, config) if not (key == "listen" and self._passed)]
+
+    async def _listen(self) -> list[str]:
+        """Listen for Postfix on the sockets that systemd has passed, or else where the config says; return where."""
+        self._passed = passed_sockets(started_with())
+        if self._passed:
+            self._ports += [listen_on(self._reactor, passed, self._factory) for passed in self._passed]
+            self._tell_ignored()
+            return [endpoint_of(passed) for passed in self._passed]
+        for description in self._config.listen:
+            self._ports.append(await listen(self._reactor, description, self._factory))
+        return list(self._config.listen)
+
+    def _bound_connections(self) -> None:
+        """Accept no more connections than there are descriptors for."""
+        self._accepting = Accepting(self._reactor, self._factory.connections, raise_limit(), self._log.report)
+        control, *ports = self._ports
+        self._accepting.watch(control, self._site.has_room)
+        for port in ports:
+            self._accepting.watch_policy(port)
+
+    def _tell_ignored(self) -> None:
+        """Say what the config would have listened on if systemd had not passed sockets."""
+        if endpoints := ignored(self._config.listen, map(endpoint_of, self._passed)):
+            self._log.report("listen-ignored", {"listen": " ".join(endpoints), "reason": "systemd has passed sockets"})
+
+    def _store(self) -> Storage | None:
+        if self._config.database == NO_DATABASE:
+            return None
+        path = Path(self._config.database) if self._config.database else paths.state_folder() / paths.DATABASE
+        in_reactor = self._reactor.callFromThread
+        return Storage(self._policy, path, self._reactor, to_wall, boot_id(), self._log.report, in_reactor)
+
+    def _open_storage(self) -> None:
+        """Go on from what is stored. Trouble with the disk is no reason not to answer; another daemon is."""
+        if self._storage is None:
+            return
+        path = self._storage.path
+        with suppress(CannotListenError):
+            if self._config.database is None:
+                make_folder(path.parent, private=True)
+        try:
+            self._alone.append(hold_alone(path))
+        except AlreadyRunningError:
+            raise
+        except CannotListenError:
+            pass  # where no file can be made, the database will say so
+        try:
+            self._storage.open()
+        except NewerDatabaseError as error:
+            raise CannotListenError(f"the database {path} {error}") from error
 
     def _control_socket(self) -> Path:
         if self._config.control is not None:
@@ -151,7 +238,11 @@ class Daemon:
 
     def _problems(self) -> list[str]:
         found = [self._config_errors] if self._config_errors else []
+        if self._accepting and (problem := self._accepting.problem()):
+            found.append(problem)
         found += [f"{key} has changed in the config, and takes a restart to change" for key in self._needs_restart]
+        if self._storage:
+            found += [text for text in (self._storage.problem, self._storage.damage) if text]
         if errors := self._policy.tally.internal_errors:
             found.append(f"internal errors, {errors} so far: see the log")
         return found
@@ -183,11 +274,11 @@ class Daemon:
         """Take no more connections, answer what has begun, and let the clients go."""
         for port in self._ports:
             await maybeDeferred(port.stopListening)
-        ends = boot_time() + DRAIN
+        fresh_until, ends = boot_time() + FRESH, boot_time() + DRAIN
         while boot_time() < ends:
             await deferLater(self._reactor, 0.05)
             for connection in list(self._factory.connections):
-                if connection.idle:
+                if connection.idle and not (connection.fresh and boot_time() < fresh_until):
                     connection.close()
             if not self._factory.connections:
                 return
@@ -201,7 +292,13 @@ class Daemon:
         self._notifier.stopping()
         self._log.sum_up(at_end=True)
         self._log.report("stop", {"requests": self._policy.tally.requests.total()})
-        return Deferred.fromCoroutine(self._drain())
+        return Deferred.fromCoroutine(self._end())
+
+    async def _end(self) -> None:
+        await self._drain()
+        if self._storage is not None:
+            await deferLater(self._reactor, 0)  # what connections that are gone give back is stored too
+            self._storage.close()
 
 
 def load_config(file: Path | None) -> Config:

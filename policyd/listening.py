@@ -30,6 +30,10 @@ class CannotListenError(Exception):
     """A socket cannot be listened on; the message names it and the cause in one line."""
 
 
+class AlreadyRunningError(CannotListenError):
+    """Another daemon has what this one wants to have alone."""
+
+
 def endpoint_problem(description: str) -> str | None:
     """Return what is wrong with an endpoint string, None where it can be listened on as far as can be told."""
     from twisted.internet import reactor  # noqa: PLC0415 -- the daemon has chosen it by now
@@ -37,7 +41,7 @@ def endpoint_problem(description: str) -> str | None:
     try:
         if _is_unix(description):
             _unix_arguments(description)
-        else:
+        elif not _is_systemd(description):
             serverFromString(reactor, description)
     except Exception as error:  # Twisted's parsers raise whatever a wrong string leads them to
         return f"{type(error).__name__}: {error}"
@@ -49,6 +53,8 @@ async def listen(reactor: IReactorUNIX, description: str, factory: Factory[Any])
 
     Raises CannotListenError.
     """
+    if _is_systemd(description):
+        raise CannotListenError(f"cannot listen on {description}: systemd has passed no socket")
     try:
         if _is_unix(description):
             path, mode, backlog = _unix_arguments(description)
@@ -84,7 +90,7 @@ def listen_unix(
 
 
 def hold_alone(path: Path) -> int:
-    """Make sure that no other daemon has this control socket, for as long as the returned descriptor is open.
+    """Make sure that no other daemon has this socket or file, for as long as the returned descriptor is open.
 
     The lock is the kernel's, and ends with the process however that ends. Raises CannotListenError.
     """
@@ -98,7 +104,7 @@ def hold_alone(path: Path) -> int:
     except OSError as error:
         pid = os.read(descriptor, 20).decode(errors="replace").strip()
         os.close(descriptor)
-        raise CannotListenError(f"another policyd (pid {pid or 'unknown'}) already runs with {path}") from error
+        raise AlreadyRunningError(f"another policyd (pid {pid or 'unknown'}) already runs with {path}") from error
     os.truncate(descriptor, 0)
     os.write(descriptor, f"{os.getpid()}\n".encode())
     return descriptor
@@ -132,6 +138,11 @@ def _remove_stale(path: str) -> None:
 
 def _is_unix(description: str) -> bool:
     return description.startswith("unix:")
+
+
+def _is_systemd(description: str) -> bool:
+    """Tell whether an endpoint stands for whatever systemd passes, which only the daemon itself is told."""
+    return description.startswith("systemd:")
 
 
 def _unix_arguments(description: str) -> tuple[str, int, int]:

@@ -21,6 +21,7 @@ NOTICE = 25
 EVENTS = {
     "start": logging.INFO,
     "ready": NOTICE,
+    "listen-ignored": NOTICE,
     "stop": NOTICE,
     "reload": NOTICE,
     "reload-failed": logging.ERROR,
@@ -33,6 +34,10 @@ EVENTS = {
     "reset": NOTICE,
     "no-data-seen": NOTICE,
     "data-seen": NOTICE,
+    "database-problem": logging.ERROR,
+    "database-well": NOTICE,
+    "database-damaged": logging.ERROR,
+    "out-of-descriptors": logging.WARNING,
     "protocol-error": logging.WARNING,
     "internal-error": logging.ERROR,
     "more-warnings": logging.WARNING,
@@ -40,7 +45,7 @@ EVENTS = {
 }
 """All event words, and the severity of each."""
 
-SUMMED_UP = {"protocol-error", "internal-error"}
+SUMMED_UP = {"out-of-descriptors", "protocol-error", "internal-error"}
 """The events that a peer, or a bug, can repeat without end."""
 
 SUM_UP = 60.0

@@ -53,6 +53,10 @@ UNLIMITED = "unlimited"
 DEFAULT_ATTRIBUTES: tuple[str, ...] = ("sasl_username",)
 DEFAULT_LOWERCASE = True
 
+DEFAULT_MAX_ACCOUNTS = 1_000_000
+LEAST_MAX_ACCOUNTS = 1000
+MOST_MAX_ACCOUNTS = 100_000_000
+
 _ACCOUNT_KEYS = ("attributes", "lowercase")
 _LIMIT_KEYS = ("count", "per", "max", "action", "lock", "observe")
 _OVERRIDE_KEYS = ("accounts", "limits")
@@ -68,6 +72,7 @@ _LOCK = "until-unlocked, a duration from 1s to 3660d such as 24h, or no"
 _ENDPOINT = "an endpoint string such as tcp:10045:interface=127.0.0.1"
 _ENDPOINTS = "a list of endpoint strings such as [tcp:10045:interface=127.0.0.1]"
 _ATTRIBUTES = "a list of policy attributes such as [sasl_username]"
+_MAX_ACCOUNTS = f"a whole number from {LEAST_MAX_ACCOUNTS} to {MOST_MAX_ACCOUNTS}"
 _GLOB = "an account name or shell glob, in quotes"
 _GLOBS = 'a list of account names or shell globs such as ["*@lists.example.com"]'
 _MAXIMA = "a mapping of limits to their maxima"
@@ -141,6 +146,14 @@ def control(value: Value) -> str | None:
 def database(value: Value) -> str | None:
     """Read the path of the database, or `none`."""
     return _text_that(value, "none, or an absolute path", lambda text: text == "none" or _is_path(text))
+
+
+def max_accounts(value: Value) -> int | None:
+    """Read how many accounts are remembered."""
+    number = value.whole_number(_MAX_ACCOUNTS)
+    if number is not None and not LEAST_MAX_ACCOUNTS <= number <= MOST_MAX_ACCOUNTS:
+        value.refuse(_MAX_ACCOUNTS)
+    return number
 
 
 def _text_that(value: Value, wanted: str, fits: Callable[[str], bool]) -> str | None:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, IPushProducer, IReactorTime, ITCPTransport, ITransport
 from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from policyd.actions import Effect
 from policyd.locks import Report
 from policyd.policy import Policy
 from policyd.transactions import Connection
-from policyd.verdict import PASS
+from policyd.verdict import PASS, Verdict
 from policyd.wire import ProtocolError, Request, RequestReader
 
 REQUEST_TIMEOUT = 30.0
@@ -28,8 +30,16 @@ REQUEST_TIMEOUT = 30.0
 class PolicyProtocol(Protocol):
     """One connection from smtpd."""
 
-    def __init__(self, policy: Policy, clock: IReactorTime, report: Report, connections: set[PolicyProtocol]) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        clock: IReactorTime,
+        report: Report,
+        connections: set[PolicyProtocol],
+        durable: Callable[[], Deferred[None] | None],
+    ) -> None:
         self._policy = policy
+        self._durable = durable
         self._clock = clock
         self._report = report
         self._connections = connections
@@ -38,11 +48,18 @@ class PolicyProtocol(Protocol):
         self._deadline: IDelayedCall | None = None
         self._send_now: Callable[[bytes], object] | None = None
         self._hung_up = False
+        self._waits = False
+        """Whether a reply waits until the lock that it announces is on the disk."""
 
     @property
     def idle(self) -> bool:
-        """Whether no request has begun."""
-        return not self._reader.unfinished
+        """Whether no request has begun, and none waits for its reply."""
+        return not self._reader.unfinished and not self._waits
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it has not asked about any message yet: Postfix connects only to ask at once."""
+        return self._connection.transaction is None
 
     def connectionMade(self) -> None:
         """Get ready for requests."""
@@ -63,12 +80,30 @@ class PolicyProtocol(Protocol):
         reader = self._reader
         reader.receive(data)
         replies = b""
+        stops = False
         wrong = None
         try:
             while (request := reader.next_request()) is not None:
-                replies += self._answer(request)
+                answer = self._answer(request)
+                replies += answer.reply
+                stops = stops or answer.effect is not Effect.PASSED
         except ProtocolError as error:
             wrong = str(error)
+        durable = self._durable() if stops else None
+        if durable is None:
+            self._go_on(replies, wrong)
+        else:
+            self._waits = True
+            self._transport.pauseProducing()  # type: ignore[attr-defined]  # all stream transports have it
+            durable.addCallback(lambda _: self._go_on(replies, wrong))
+
+    def _go_on(self, replies: bytes, wrong: str | None) -> None:
+        """Send the replies, and see what is to be done about what else has come in."""
+        if self._waits:
+            self._waits = False
+            if self not in self._connections:
+                return  # the peer has gone
+            self._transport.resumeProducing()  # type: ignore[attr-defined]  # all stream transports have it
         if replies:
             self._send(replies)
             self._end_deadline()
@@ -76,7 +111,7 @@ class PolicyProtocol(Protocol):
             return
         if wrong is not None:
             self.hang_up(wrong)
-        elif reader.unfinished and self._deadline is None:
+        elif self._reader.unfinished and self._deadline is None:
             self._deadline = self._clock.callLater(REQUEST_TIMEOUT, self._late)
 
     def connectionLost(self, reason: Failure | None = None) -> None:
@@ -118,13 +153,13 @@ class PolicyProtocol(Protocol):
         assert self.transport is not None, "connected"  # noqa: S101 -- for the type checker
         return self.transport
 
-    def _answer(self, request: Request) -> bytes:
+    def _answer(self, request: Request) -> Verdict:
         try:
-            return self._policy.decide(request, self._connection, self._clock.seconds()).reply
+            return self._policy.decide(request, self._connection, self._clock.seconds())
         except Exception:  # a bug of ours must not stop the mail, whatever it is
             self._policy.tally.internal_errors += 1
             self._report("internal-error", {"peer": self._connection.peer, "traceback": Failure().getTraceback()})
-            return PASS.reply
+            return PASS
 
     def _send(self, replies: bytes) -> None:
         """Send at once what the socket takes, and leave the rest to Twisted, here and for all later replies.
@@ -158,12 +193,20 @@ class PolicyFactory(ServerFactory):
 
     noisy = False
 
-    def __init__(self, policy: Policy, clock: IReactorTime, report: Report) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        clock: IReactorTime,
+        report: Report,
+        durable: Callable[[], Deferred[None] | None] = lambda: None,
+    ) -> None:
+        """`durable` returns what fires when all locks are on the disk, None when they are."""
         self._policy = policy
         self._clock = clock
         self._report = report
+        self._durable = durable
         self.connections: set[PolicyProtocol] = set()
 
     def buildProtocol(self, addr: IAddress | None) -> PolicyProtocol:
         """Return the protocol for a new connection."""
-        return PolicyProtocol(self._policy, self._clock, self._report, self.connections)
+        return PolicyProtocol(self._policy, self._clock, self._report, self.connections, self._durable)

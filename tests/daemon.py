@@ -99,6 +99,25 @@ def listens(port: int) -> bool:
     return False
 
 
+AS_SYSTEMD = """
+import fcntl, os, sys
+given = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 100) for number in sys.argv[1].split()]
+for number, descriptor in enumerate(given, 3):
+    os.dup2(descriptor, number)
+    os.close(descriptor)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(given))}
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def passing(sockets: Sequence[socket.socket]) -> list[str]:
+    """Return the command that passes sockets to the command after it, as systemd does."""
+    if not sockets:
+        return []
+    numbers = " ".join(str(passed.fileno()) for passed in sockets)
+    return [sys.executable, "-I", "-S", "-c", AS_SYSTEMD, numbers]
+
+
 class Connection:
     """One connection to the daemon, as an smtpd process holds one."""
 
@@ -189,7 +208,8 @@ class Policyd:
 
     `config` is the text of a config file, or a mapping that becomes one; what it does not say is added: `listen` (a
     free port of 127.0.0.1), `control` (in a folder of its own), `database: none`. With None there is no config file
-    at all, and the daemon listens where it does by default. `listen` are endpoints besides that port.
+    at all, and the daemon listens where it does by default. `listen` are endpoints besides that port. `sockets` are
+    passed as systemd does. `prefix` is a command that becomes the daemon.
     """
 
     def __init__(
@@ -199,7 +219,11 @@ class Policyd:
         listen: Sequence[str] = (),
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        sockets: Sequence[socket.socket] = (),
+        prefix: Sequence[str] = (),
     ) -> None:
+        self._sockets = tuple(sockets)
+        self._prefix = tuple(prefix)
         self.port = DEFAULT_PORT if config is None else free_port()
         self._config = config
         self._listen = listen
@@ -306,10 +330,10 @@ class Policyd:
         """
         assert self._process is None, "the daemon is already running"
         self.control.unlink(missing_ok=True)
-        if listens(self.port):
+        if not self._sockets and listens(self.port):
             raise DaemonFailedError(f"port {self.port} is taken by somebody else")
         self._read_notices()
-        command = [sys.executable, "-m", "policyd"]
+        command = [*self._prefix, *passing(self._sockets), sys.executable, "-m", "policyd"]
         if self._config is not None:
             command += ["-c", str(self.config_file)]
         with (self.folder / "stderr").open("ab") as stderr:
@@ -320,6 +344,7 @@ class Policyd:
                 stderr=stderr,
                 cwd=self.folder,
                 env=self._daemon_environment(),
+                pass_fds=[passed.fileno() for passed in self._sockets],
             )
         self._wait_until_ready()
 

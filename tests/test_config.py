@@ -35,13 +35,14 @@ def test_the_commented_examples_of_the_shipped_config_can_be_used() -> None:
     lines = SHIPPED.read_text().splitlines()
     start = lines.index("overrides:")
     text = "\n".join([*lines[:start], *(line.replace("  # ", "  ", 1) for line in lines[start:])])
-    for name in ("control", "database", "observe", "  lowercase", "  - unix"):
+    for name in ("control", "database", "max_accounts", "observe", "  lowercase", "  - unix"):
         indent = name[: len(name) - len(name.lstrip())]
         assert text.count(f"\n{indent}# {name.lstrip()}:") == 1
         text = text.replace(f"\n{indent}# {name.lstrip()}:", f"\n{name}:")
     config = parse(text)
     assert config.control == "/run/policyd/control.sock"
     assert config.database == "/var/lib/policyd/policyd.sqlite"
+    assert config.max_accounts == 1_000_000
     assert config.observe
     assert config.listen == (
         "tcp:10045:interface=127.0.0.1",

@@ -65,6 +65,7 @@ FOO = Limit("foo", "messages", "1h", 3600.0, 5, parse_action("HOLD"))
             ["limits.foo: new", "limits.messages-per-half-hour: removed"],
         ),
         (Config(), Config(overrides=(Override(("a",), (("foo", 5),)),)), ["overrides: changed"]),
+        (Config(), Config(max_accounts=5000), ["max_accounts: 1000000 -> 5000"]),
         (Config(), parse_config("observe: true", "policyd.yaml"), ["observe: false -> true"]),
     ],
 )
@@ -77,7 +78,7 @@ def test_a_reload_tells_each_key_that_changed(old: Config, new: Config, told: li
     ("new", "keys"),
     [
         (Config(), []),
-        (Config(observe=True, limits=(), lowercase=False), []),
+        (Config(observe=True, limits=(), lowercase=False, max_accounts=5000), []),
         (Config(listen=("tcp:1",)), ["listen"]),
         (Config(listen=("tcp:1",), control="/c", database="/d"), ["listen", "control", "database"]),
     ],

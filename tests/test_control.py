@@ -9,12 +9,17 @@ import pwd
 import socket
 import stat
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransportWithDisconnection
 
 from policyd import __version__
+from policyd.control import CLOSING, MAX_CONNECTIONS, TIMEOUT, Api, control_site
+from tests.asking import Mail
 from tests.daemon import PATIENCE, Policyd, request
 from tests.waiting import until
 
@@ -244,7 +249,7 @@ def test_a_lock_by_hand_is_in_force_at_once(daemon: Policyd) -> None:
     refusal = "REJECT 5.7.1 Account hand@example.com is locked: phished"
     for state in ("MAIL", "RCPT", "DATA", "END-OF-MESSAGE"):
         assert daemon.ask(protocol_state=state, sasl_username="hAnD@example.com") == refusal
-    assert f"lock account=hand@example.com by={CALLER} reason=phished" in daemon.stderr
+    assert f"lock account=hand@example.com by={CALLER} uid={os.getuid()} reason=phished" in daemon.stderr
 
 
 def test_the_author_of_a_lock_cannot_be_claimed(daemon: Policyd) -> None:
@@ -478,6 +483,28 @@ def test_what_is_no_http_is_refused_or_hung_up_on(daemon: Policyd, data: bytes) 
     assert b" 200 " not in received.split(b"\r\n")[0]
 
 
+TOO_LONG = "the body is longer than 1048576 bytes"
+CHUNKED = b'31\r\n{"account": "chunked@example.com", "reason": "x"}\r\n0\r\n\r\n'
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "status", "why"),
+    [
+        ("Content-Length: 1048577", b"", b"413 Content Too Large", TOO_LONG),
+        ("Content-Length: 1048577\r\nExpect: 100-continue", b"", b"413 Content Too Large", TOO_LONG),
+        ("Transfer-Encoding: chunked", CHUNKED, b"411 Length Required", "the length of the body is not said"),
+    ],
+    ids=["too large", "too large, and asked for first", "of unknown length"],
+)
+def test_a_body_without_bounds_is_refused(daemon: Policyd, head: str, body: bytes, status: bytes, why: str) -> None:
+    """The caller is told why as JSON and hung up on, and what the body asks for is not done."""
+    headers, _, content = raw(daemon, http_request("POST /lock HTTP/1.1", head, body=body)).partition(b"\r\n\r\n")
+    assert headers.split(b"\r\n")[0] == b"HTTP/1.1 " + status
+    assert b"Connection: close" in headers.split(b"\r\n")
+    assert json.loads(content) == {"error": why}
+    assert lock_of(daemon, "chunked@example.com") is None
+
+
 def test_a_large_body_within_the_maximum_is_read(daemon: Policyd) -> None:
     """64 KiB are a body like any other."""
     names = [f"{n:0100}" for n in range(600)]
@@ -502,6 +529,49 @@ def test_slow_callers_keep_nobody_waiting(daemon: Policyd) -> None:
     finally:
         for client in slow:
             client.close()
+
+
+def test_callers_who_never_end_do_not_keep_the_desk_out(daemon: Policyd) -> None:
+    """200 connections that trickle along leave no room but what is taken from the oldest of them."""
+    with ExitStack() as stack:
+        slow = []
+        for n in range(200):
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.settimeout(PATIENCE)
+            client.connect(str(daemon.control))
+            client.sendall(b"GET /status HTTP/1.1\r\nHost:"[: n % 30])
+            slow.append(client)
+            if n % 40 == 39:
+                assert daemon.ctl("status").returncode == 0
+        assert get(daemon, "/status")["internal_errors"] == 0
+        assert all(gone(client) for client in slow[: -2 * MAX_CONNECTIONS])
+        slow[-1].sendall(b"x")
+        assert len(os.listdir(f"/proc/{daemon.pid}/fd")) < 30 + MAX_CONNECTIONS + CLOSING
+
+
+def test_a_caller_who_says_nothing_is_hung_up_on() -> None:
+    """A silent connection ends after a minute; what it says in between is a sign of life."""
+    clock = Clock()
+    mail = Mail()
+    site = control_site(Api(mail.desk, lambda *_: ([], [])), clock.seconds, lambda: None)
+    site.reactor = clock
+    channel, transport = site.buildProtocol(None), StringTransportWithDisconnection()
+    transport.protocol = channel
+    channel.makeConnection(transport)
+    for line in (b"GET /status HTTP/1.1\r\n", b"Host: policyd\r\n"):
+        clock.advance(TIMEOUT - 1)
+        assert transport.connected
+        channel.dataReceived(line)
+    clock.advance(TIMEOUT)
+    assert not transport.connected
+
+
+def gone(client: socket.socket) -> bool:
+    """Tell whether the daemon has hung up; it has to, sooner or later."""
+    try:
+        return client.recv(1) == b""
+    except ConnectionError:
+        return True
 
 
 def test_several_calls_share_a_connection(daemon: Policyd) -> None:

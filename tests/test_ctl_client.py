@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -182,3 +184,37 @@ def test_an_answer_that_is_none(daemon: ControlSocket, answer: bytes, status: in
     """Whatever comes instead of an answer ends in one plain line, never in a traceback."""
     daemon.answers = {"/status": (200, answer)}
     assert line_of(run(daemon, "status"), status) == "policyctl: " + line.format(path=daemon.path)
+
+
+def test_a_daemon_that_answers_too_slowly(tmp_path: Path) -> None:
+    """The whole answer has to be there in time: a byte now and then is not enough."""
+    path = tmp_path / "control.sock"
+    given_up = threading.Event()
+
+    def trickle(listening: socket.socket) -> None:
+        client, _ = listening.accept()
+        with client, contextlib.suppress(OSError):
+            client.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+            while not given_up.wait(0.01):
+                client.sendall(b"x")
+
+    with socket.socket(socket.AF_UNIX) as listening_socket:
+        listening_socket.bind(str(path))
+        listening_socket.listen()
+        daemon = threading.Thread(target=trickle, args=(listening_socket,))
+        daemon.start()
+        try:
+            with pytest.raises(CtlError, match=r"policyd has not answered on .* within 0.1 s"):
+                ask([str(path)], Question("/status"), patience=0.1)
+        finally:
+            given_up.set()
+            daemon.join()
+
+
+@pytest.mark.parametrize("value", [{}, None, "", 0, {"error": "x"}])
+@pytest.mark.parametrize("command", ["accounts", "locked"])
+def test_a_list_that_is_none(daemon: ControlSocket, command: str, value: object) -> None:
+    """Something else in place of a list is not taken for an empty one."""
+    daemon.answers = {f"/{command}": (200, value)}
+    expected = f"the daemon's answer is not what policyctl {__version__} expects: is policyd of the same version?"
+    assert line_of(run(daemon, command), 1) == f"policyctl: {expected}"

@@ -198,7 +198,7 @@ def test_a_control_socket_with_too_long_a_path_is_told_in_one_line(tmp_path: Pat
     folder = tmp_path / ("x" * 100)
     folder.mkdir()
     file = tmp_path / "policyd.yaml"
-    file.write_text(f"listen: [tcp:{free_port()}:interface=127.0.0.1]\n")
+    file.write_text(f"listen: [tcp:{free_port()}:interface=127.0.0.1]\ndatabase: none\n")
     line = failure(policyd("-c", file, RUNTIME_DIRECTORY=str(folder)), 1)
     assert re.fullmatch(rf"policyd: cannot listen on {folder}/control\.sock: .*too long", line)
 

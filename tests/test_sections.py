@@ -34,6 +34,11 @@ SCALARS: Rows = [
     ("observe: [true]", "1: observe: want true or false, got a list"),
     ("observe: !!bool maybe", "1: observe: want true or false, got maybe"),
     ("observe: !maybe x", "1: observe: want true or false, got a value tagged '!maybe'"),
+    *(
+        (f"max_accounts: {given}", f"1: max_accounts: want a whole number from 1000 to 100000000, got {given}")
+        for given in ("999", "100000001", "0", "-5", "'1000'", "true")
+    ),
+    ("max_accounts: []", "1: max_accounts: want a whole number from 1000 to 100000000, got a list"),
     ("control: run/policyd.sock", f"1: control: want {SOCKET}, got 'run/policyd.sock'"),
     ("control: /run/policyd/", f"1: control: want {SOCKET}, got '/run/policyd/'"),
     ("control: 5", f"1: control: want {SOCKET}, got 5"),

@@ -1,0 +1,304 @@
+"""Keeps what the policy knows in the database, behind its back.
+
+The reactor hands over copies, a thread writes them: no request waits for the disk but one whose answer announces a
+lock that is not written yet, and that only as long as the disk is well. While it is not, everything stays in memory,
+status says so, and writing goes on by itself when the cause is gone.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable
+from datetime import datetime, timezone
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from policyd.accounts import Account
+from policyd.database import Batch, DamagedDatabaseError, Database, Stored, set_aside
+from policyd.locks import Report
+from policyd.policy import Policy
+from policyd.records import Span, account_record, lock_record, restore_account, restore_lock
+
+COLLECT = 0.25
+"""Seconds between two looks at what has changed."""
+
+SLICE = 50
+"""Accounts that are copied, or taken back, in one turn of the reactor."""
+
+RETRY = 1.0
+"""Seconds between two tries while the database cannot be written."""
+
+LOCK_PATIENCE = 1.0
+"""Seconds for which an answer that announces a lock waits for the disk."""
+
+CLOSE_PATIENCE = 0.6
+"""Seconds that the last writing may take when the daemon ends."""
+
+CLOCK_STEP = 0.5
+"""Seconds that the wall clock must have stepped to be worth a note."""
+
+
+class Storage:
+    """The policy's state in a database.
+
+    `in_reactor` has a function called in the reactor's thread; `to_wall` turns `clock`'s seconds, which never step
+    back, into seconds since the epoch; `boot` names this boot of the machine.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        path: Path,
+        clock: IReactorTime,
+        to_wall: Callable[[float], float],
+        boot: str,
+        report: Report,
+        in_reactor: Callable[..., object],
+    ) -> None:
+        self.problem = ""
+        """What is wrong with the database, in a sentence; "" when all is well."""
+        self.damage = ""
+        """What became of a damaged database since the start; "" where there was none."""
+        self._policy = policy
+        self.path = path
+        self._clock = clock
+        self._to_wall = to_wall
+        self._boot = boot
+        self._report = report
+        self._in_reactor = in_reactor
+        self._span = Span(self._ahead())
+        self._latest = self._span.offset
+        self._hooks: set[str] = set()
+        self._decided: set[str] | None = set()
+        """Accounts that were locked or freed before the database could be read; None once it is read."""
+        self._database: Database | None = None
+        self._batch = Batch()
+        self._handed, self._durable = 0, 0
+        """Batches with locks that were handed to the thread, and those of them that are on the disk."""
+        self._waiting: list[tuple[int, Deferred[None], IDelayedCall]] = []
+        self._condition = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="database", daemon=True)
+
+    def open(self) -> None:
+        """Take in what is stored, and begin to write.
+
+        Raises NewerDatabaseError. Anything else that is wrong is a `problem`, and is tried again.
+        """
+        accounts = self._policy.accounts
+        accounts.changed = {}
+        accounts.recall = self._recall
+        try:
+            self._take_in(self._opened())
+        except DamagedDatabaseError as error:
+            self._rewrite(error, self._set_aside())
+        except (sqlite3.Error, OSError) as error:
+            self._set_problem(error)
+        self._thread.start()
+        self._collect()
+
+    def durable(self) -> Deferred[None] | None:
+        """Return what fires when all locks are on the disk; None when they are, or when that cannot be waited for."""
+        if self._policy.accounts.locks_changed:
+            self._hand_over()
+        if self._durable >= self._handed or self.problem:
+            return None
+        done: Deferred[None] = Deferred()
+        patience = self._clock.callLater(LOCK_PATIENCE, self._give_up_waiting)
+        self._waiting.append((self._handed, done, patience))
+        return done
+
+    def close(self) -> None:
+        """Write what is left, as far as that can be done within a moment."""
+        self._hand_over()
+        while self._policy.accounts.changed:
+            self._hand_over()
+        with self._condition:
+            self._closing = True
+            self._condition.notify()
+        if self._thread.is_alive():
+            self._thread.join(CLOSE_PATIENCE)
+
+    def _ahead(self) -> float:
+        """Return how far the wall clock is ahead."""
+        now = self._clock.seconds()
+        return self._to_wall(now) - now
+
+    def _collect(self) -> None:
+        """Hand over some of what has changed, take in some of what is stored, and come back soon."""
+        if self._closing:
+            return
+        now = self._clock.seconds()
+        accounts = self._policy.accounts
+        try:
+            for name in list(islice(accounts.stored, SLICE)):
+                accounts.peek(name, now)
+            self._hand_over()
+        finally:  # the next time must come, whatever is wrong with this one
+            self._clock.callLater(0 if accounts.changed or accounts.stored else COLLECT, self._collect)
+
+    def _hand_over(self) -> None:
+        now = self._clock.seconds()
+        accounts = self._policy.accounts
+        changed = accounts.changed or {}
+        batch = Batch()
+        for _ in range(min(SLICE, len(changed))):
+            name, account = changed.popitem()
+            batch.accounts[name] = account_record(account, self._span, now)
+        for name, account in accounts.locks_changed.items():
+            lock = account.lock
+            if self._decided is not None:
+                self._decided.add(name)
+            batch.locks[name] = None if lock is None else lock_record(account, lock, self._span, now)
+        accounts.locks_changed.clear()
+        batch.hooks = self._policy.tally.hooks - self._hooks
+        self._hooks |= batch.hooks
+        ahead = self._ahead()
+        if abs(ahead - self._latest) > CLOCK_STEP:
+            self._latest = batch.latest = ahead
+        if batch:
+            with self._condition:
+                self._handed += bool(batch.locks)
+                self._batch.add_newer(batch)
+                self._condition.notify()
+
+    def _opened(self) -> Stored:
+        database = Database(self.path, self._boot, self._span.offset)
+        try:
+            stored = database.load(self._wall())
+        except BaseException:
+            database.close()
+            raise
+        self._database = database  # not before: nothing is written over what could not be read
+        return stored
+
+    def _wall(self) -> float:
+        """Return the wall clock's time as this run of the daemon reckons it: a step of the clock removes nothing."""
+        return self._span.wall(self._clock.seconds())
+
+    def _take_in(self, stored: Stored) -> None:
+        """Go on from what is stored; what is known already is newer."""
+        accounts, now = self._policy.accounts, self._clock.seconds()
+        decided, self._decided = (self._decided or set()) | accounts.locks_changed.keys(), None
+        for name, found in stored.accounts.items():
+            account = accounts.peek(name, now)
+            if account is None:
+                accounts.stored[name] = found
+            elif account.lock or name not in decided:  # who was freed starts anew
+                self._recall(account, found, now)
+                accounts.note_change(account)
+        for span, record in sorted(stored.locks, key=lambda lock: lock[1].since):
+            if record.account not in decided:
+                account = accounts.get(record.account, now)
+                accounts.restore_lock(account, restore_lock(record, span, now, self._ahead()))
+        tally = self._policy.tally
+        tally.hooks |= stored.hooks
+        self._hooks |= stored.hooks
+        tally.data_seen = tally.data_seen or bool(stored.hooks - {"RCPT"})
+
+    def _recall(self, account: Account, stored: tuple[Span, str], now: float) -> None:
+        span, text = stored
+        try:
+            restore_account(account, text, span, now)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            account.forget_counts()
+            if not self.damage:  # there may be thousands
+                self._report("database-damaged", {"path": self.path, "account": account.name, "reason": repr(error)})
+            self.damage = f"what the database had of {account.name} made no sense: {error!r}"
+        if self.damage:
+            self._policy.accounts.note_change(account)  # the file may be a new one, which does not have it yet
+
+    def _run(self) -> None:
+        """Write what is handed over, until the end; this is the thread."""
+        while True:
+            with self._condition:
+                # what could not be read is tried again though there is nothing to write
+                patience = RETRY if self._database is None else None
+                self._condition.wait_for(lambda: self._batch or self._closing, patience)
+                batch, self._batch = self._batch, Batch()
+                handed, closing = self._handed, self._closing
+            if not batch and (closing or self._database is not None):
+                pass
+            elif self._written(batch):
+                self._in_reactor(self._is_durable, handed)
+            else:
+                with self._condition:
+                    batch.add_newer(self._batch)
+                    self._batch = batch
+                    if not self._closing:
+                        self._condition.wait(RETRY)
+            if closing:
+                break
+        if self._database is not None:
+            self._database.close()
+
+    def _written(self, batch: Batch) -> bool:
+        try:
+            if self._database is None:
+                self._in_reactor(self._take_in, self._opened())
+            if self._database is not None:
+                self._database.write(batch, self._wall())
+        except Exception as error:  # whatever it is, it must not end the thread
+            if isinstance(error, DamagedDatabaseError):
+                return self._replaced(error)
+            self._in_reactor(self._set_problem, error)
+            return False
+        return True
+
+    def _replaced(self, error: DamagedDatabaseError) -> bool:
+        """Make room for a new file; all that is known is written into it, next time."""
+        try:
+            self._in_reactor(self._rewrite, error, self._set_aside())
+        except OSError as trouble:
+            self._in_reactor(self._set_problem, trouble)
+        return False
+
+    def _set_aside(self) -> Path | None:
+        database, self._database = self._database, None
+        if database is not None:
+            database.close()
+        now = datetime.fromtimestamp(self._to_wall(self._clock.seconds()), timezone.utc)
+        aside = set_aside(self.path, now.strftime("%Y%m%d-%H%M%S"))
+        return aside if aside.exists() else None
+
+    def _is_durable(self, handed: int) -> None:
+        self._durable = max(self._durable, handed)
+        if self.problem:
+            self.problem = ""
+            self._report("database-well", {"path": self.path})
+        self._end_waiting(self._durable)
+
+    def _give_up_waiting(self) -> None:
+        self._set_problem(TimeoutError(f"no answer from the disk in {LOCK_PATIENCE:g} s"))
+
+    def _set_problem(self, error: Any) -> None:
+        """Say once what is wrong; nobody waits for a disk that is not well."""
+        if not self.problem:
+            self._report("database-problem", {"path": self.path, "reason": error})
+        self.problem = f"the database {self.path} cannot be written: {error}; locks and counts are in memory alone"
+        self._end_waiting(self._handed)
+
+    def _end_waiting(self, durable: int) -> None:
+        over = [entry for entry in self._waiting if entry[0] <= durable]
+        self._waiting = [entry for entry in self._waiting if entry[0] > durable]
+        for _, done, patience in over:
+            if patience.active():
+                patience.cancel()
+            done.callback(None)
+
+    def _rewrite(self, error: DamagedDatabaseError, aside: Path | None) -> None:
+        """Have all that is known written once more: what was stored is damaged, and set aside."""
+        self._report("database-damaged", {"path": self.path, "reason": error, "set_aside": aside})
+        kept = f", and is set aside as {aside}" if aside else ""
+        self.damage = f"the database was damaged ({error}){kept}; a new one has what was in memory"
+        self._latest = self._span.offset  # the new file does not know of a step of the clock yet
+        accounts = self._policy.accounts
+        for account in accounts.all(self._clock.seconds()):
+            accounts.note_change(account)
+        accounts.locks_changed.update((account.name, account) for account in accounts.locked)
+        self._hooks.clear()
