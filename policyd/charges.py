@@ -64,14 +64,41 @@ def count(
     What it exceeds is not counted where it exceeds; in the others it has to be: the mail goes out.
     """
     account = transaction.account
+    limits, windows = account.limits, account.windows
     spared = [exceeded.limit for exceeded in passing]
-    for limit, window in zip(account.limits, account.windows, strict=True):
-        of_recipients = limit.count == "recipients"
-        events = recipients if of_recipients else messages
-        if window and events and not (spared and limit in spared):
-            window.count(now, limit.period or 0.0)
-            stamp = window.add(now, events, limit.slice)
-            transaction.charged(window, stamp, events, recipients=of_recipients)
-    transaction.recipients += recipients
+    if recipients:
+        for index, _, _, slice_ in limits.recipients:
+            window = windows[index]
+            if window is not None and not (spared and limits[index] in spared):
+                transaction.charged_recipients(window, window.add(now, recipients, slice_), recipients)
+        transaction.recipients += recipients
     if messages:
+        for index, _, _, slice_ in limits.messages:
+            window = windows[index]
+            if window is not None and not (spared and limits[index] in spared):
+                transaction.charged_message(window, window.add(now, messages, slice_))
         transaction.message_counted = True
+
+
+def charge(transaction: Transaction, messages: int, recipients: int, now: float) -> bool:
+    """Count an event that exceeds nothing. Where it would exceed something, return False, and count nothing.
+
+    `check` and `count` do the same more slowly, and tell what would be exceeded.
+    """
+    limits, total = transaction.account.limits, transaction.recipients + recipients
+    if recipients and total > limits.recipients_per_message:
+        return False
+    if not messages and not limits.recipients:  # at RCPT, by the house rules: there is no window to be counted in
+        transaction.recipients = total
+        return True
+    windows = transaction.account.windows
+    if recipients:
+        for place, period, most, _ in limits.recipients:
+            if windows[place].count(now, period) + recipients > most:  # type: ignore[union-attr]  # it is a window's place
+                return False
+    if messages:
+        for place, period, most, _ in limits.messages:
+            if windows[place].count(now, period) + messages > most:  # type: ignore[union-attr]
+                return False
+    count(transaction, messages, recipients, now)
+    return True

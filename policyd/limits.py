@@ -5,10 +5,10 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv6Address, ip_address, ip_network
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from policyd.actions import Action, parse_action
 from policyd.wire import key
@@ -87,26 +87,63 @@ class Limit:
         return f"more than {self.max} {self.count} in {where}"
 
 
-HOUSE_RULES = (
-    Limit(
-        "recipients-per-message",
-        "recipients",
-        "message",
-        None,
-        5000,
-        parse_action("REJECT 5.5.3 Too many recipients: at most {max} in one message"),
-    ),
-    Limit(
-        "messages-per-half-hour",
-        "messages",
-        "30m",
-        1800.0,
-        500,
-        parse_action(
-            "REJECT 5.7.1 Account {account} is locked: more than {max} messages in {per}. Contact your provider"
+class Concerned(NamedTuple):
+    """What has to be known of a limit on events in a window to count one more."""
+
+    place: int
+    """The limit's, and its window's."""
+    period: float
+    max: float
+    slice: float
+
+
+class Limits(tuple[Limit, ...]):
+    """An account's limits in the config's order, and what each request wants to know of them, found out once."""
+
+    recipients_per_message: float
+    """The least maximum of recipients in one message; infinite where there is none."""
+    recipients: tuple[Concerned, ...]
+    """The windows of recipients."""
+    messages: tuple[Concerned, ...]
+    """The windows of messages."""
+
+    def __init__(self, limits: Iterable[Limit]) -> None:
+        maxima = [math.inf if limit.max is None else limit.max for limit in self]
+        self.recipients_per_message = min(
+            (most for limit, most in zip(self, maxima, strict=True) if limit.period is None), default=math.inf
+        )
+        self.recipients, self.messages = (
+            tuple(
+                Concerned(index, limit.period, most, limit.slice)
+                for index, (limit, most) in enumerate(zip(self, maxima, strict=True))
+                if limit.count == count and limit.period is not None
+            )
+            for count in ("recipients", "messages")
+        )
+
+
+HOUSE_RULES = Limits(
+    (
+        Limit(
+            "recipients-per-message",
+            "recipients",
+            "message",
+            None,
+            5000,
+            parse_action("REJECT 5.5.3 Too many recipients: at most {max} in one message"),
         ),
-        UNTIL_UNLOCKED,
-    ),
+        Limit(
+            "messages-per-half-hour",
+            "messages",
+            "30m",
+            1800.0,
+            500,
+            parse_action(
+                "REJECT 5.7.1 Account {account} is locked: more than {max} messages in {per}. Contact your provider"
+            ),
+            UNTIL_UNLOCKED,
+        ),
+    )
 )
 """The limits that are in force where the config names none."""
 
@@ -136,12 +173,13 @@ class Rules:
     ) -> None:
         self.observe = observe
         """Locks that limits have made are not in force."""
-        self._default = (len(overrides), limits)
-        self._by_name: dict[str, tuple[int, tuple[Limit, ...]]] = {}
+        known = limits if isinstance(limits, Limits) else Limits(limits)
+        self._default = (len(overrides), known)
+        self._by_name: dict[str, tuple[int, Limits]] = {}
         """For accounts that overrides name in full: the first such override's place, and the limits."""
-        self._by_glob: list[tuple[int, Callable[[str], object], tuple[Limit, ...]]] = []
+        self._by_glob: list[tuple[int, Callable[[str], object], Limits]] = []
         for place, override in enumerate(overrides):
-            overridden = _overridden(limits, dict(override.maxima))
+            overridden = _overridden(known, dict(override.maxima))
             globs = []
             for name in (name.lower() if lowercase else name for name in override.accounts):
                 if _GLOB.search(name):
@@ -152,8 +190,10 @@ class Rules:
                 self._by_glob.append((place, _matcher(globs), overridden))
         self._attributes = tuple((name, key(name)) for name in attributes)
         self._lowercase = lowercase
+        self.login_decides = attributes[:1] == ("sasl_username",)
+        """Whether an account is known by the SASL user where there is one, and nothing else has a say."""
 
-    def limits_for(self, account: str) -> tuple[Limit, ...]:
+    def limits_for(self, account: str) -> Limits:
         """Return the limits of an account, in the config's order; the first override that matches wins."""
         place_by_name, limits = self._by_name.get(account, self._default)
         for place, matches, overridden in self._by_glob:
@@ -172,18 +212,11 @@ class Rules:
         for name, wanted in self._attributes:
             value = attribute(wanted)
             if value:
-                return self._named(name, value)
+                return self.account_known_by(name, value)
         return ""
 
-    def named(self, account: str) -> str:
-        """Return an account's name as it is counted, from the name that a person gave."""
-        name = account.lower() if self._lowercase else account
-        attribute, _, address = name.partition("=")
-        if attribute == "client_address" and attribute in (known for known, _ in self._attributes):
-            return f"{attribute}={_client_network(address)}"
-        return name
-
-    def _named(self, attribute: str, value: bytes) -> str:
+    def account_known_by(self, attribute: str, value: bytes) -> str:
+        """Name the account that is known by this value of an attribute."""
         text = value.decode(errors="backslashreplace")
         if self._lowercase:
             text = text.lower()
@@ -194,9 +227,17 @@ class Rules:
             text = _client_network(text)
         return f"{attribute}={text}"
 
+    def named(self, account: str) -> str:
+        """Return an account's name as it is counted, from the name that a person gave."""
+        name = account.lower() if self._lowercase else account
+        attribute, _, address = name.partition("=")
+        if attribute == "client_address" and attribute in (known for known, _ in self._attributes):
+            return f"{attribute}={_client_network(address)}"
+        return name
 
-def _overridden(limits: tuple[Limit, ...], maxima: Mapping[str, int | None]) -> tuple[Limit, ...]:
-    return tuple(replace(limit, max=maxima.get(limit.name, limit.max)) for limit in limits)
+
+def _overridden(limits: Limits, maxima: Mapping[str, int | None]) -> Limits:
+    return Limits(replace(limit, max=maxima.get(limit.name, limit.max)) for limit in limits)
 
 
 def _matcher(globs: list[str]) -> Callable[[str], object]:

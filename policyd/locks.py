@@ -93,7 +93,8 @@ class Locks:
     def account(self, name: str, now: float) -> Account:
         """Return the account of this name, free if its lock's time is over."""
         account = self._accounts.get(name, now)
-        self.expire_one(account, now)
+        if account.lock is not None:
+            self.expire_one(account, now)
         return account
 
     def expire(self, now: float) -> None:

@@ -11,20 +11,20 @@ from collections.abc import Callable, Mapping
 from policyd import charges
 from policyd.accounts import Account, Accounts
 from policyd.actions import Effect
-from policyd.charges import Exceeded
+from policyd.charges import Exceeded, charge
 from policyd.limits import Rules
 from policyd.locks import Locks, Report
-from policyd.tally import HOOKS, OTHER_STATES, STATES, Tally
+from policyd.tally import OTHER_STATES, STATES, Tally
 from policyd.transactions import MEMORY, Connection, Transaction, Transactions
 from policyd.verdict import PASS, Verdict, verdict
-from policyd.wire import CLIENT_ADDRESS, INSTANCE, PROTOCOL_STATE, QUEUE_ID, RECIPIENT, RECIPIENT_COUNT, Request
+from policyd.wire import QUEUE_ID, Request
 
 NO_DATA_SEEN = "no DATA requests seen: messages are counted at RCPT"
 
 Judge = Callable[[Request, Transaction, float], Verdict]
 
-_STATE_NAMES = {state.encode(): state for state in STATES}
-_BEFORE_RCPT = frozenset((b"CONNECT", b"EHLO", b"HELO", b"MAIL"))
+_OTHER_STATE = (OTHER_STATES, None)
+_BEFORE_RCPT = frozenset(("CONNECT", "EHLO", "HELO", "MAIL"))
 _TOLD_AS = {Effect.REFUSED: "refused", Effect.HELD: "held", Effect.PASSED: "warned"}
 
 
@@ -40,36 +40,54 @@ class Policy:
         self.transactions = Transactions()
         self.tally = Tally()
         self._report = report
-        self._judges: Mapping[bytes, Judge] = {
-            b"RCPT": self._rcpt,
-            b"DATA": self._data,
-            b"END-OF-MESSAGE": self._end_of_message,
+        judges = {"RCPT": self._rcpt, "DATA": self._data, "END-OF-MESSAGE": self._end_of_message}
+        self._states: Mapping[bytes, tuple[str, Judge | None]] = {
+            state.encode(): (state, judges.get(state)) for state in STATES
         }
 
     def decide(self, request: Request, connection: Connection, now: float) -> Verdict:
         """Return the verdict on a request of `connection`; the caller sends its reply."""
-        state = request.get(PROTOCOL_STATE)
-        self._saw(_STATE_NAMES.get(state, OTHER_STATES))
-        name = self.accounts.rules.account_of(request.get)
-        instance = request.get(INSTANCE)
+        state_name, _, _, _, instance, login = request.values
+        state, judge = self._states.get(state_name, _OTHER_STATE)
+        tally = self.tally
+        tally.requests[state] += 1
+        if judge is not None and state not in tally.hooks:
+            self._saw_first(state)
         transaction = connection.transaction
-        if instance and transaction and (instance, name) != (transaction.instance, transaction.account.name):
-            self.leave(connection, now)
-            transaction = None
-        answer = PASS
-        if name:
-            if judge := self._judges.get(state):
-                if not instance:
-                    transaction = Transaction(b"", self._account(name, request, now))
-                elif transaction is None or transaction.connection is not connection:
-                    transaction = self._begin(instance, name, connection, request, now)
-                elif transaction.answer.effect is Effect.REFUSED:
-                    transaction.asked = None  # on the connection that was told no, it is the SMTP client who repeats
-                answer = self._once(judge, state, request, transaction, now)
-            elif state in _BEFORE_RCPT:
-                answer = self._before_rcpt(request, self._account(name, request, now))
-        self.tally.answers[answer.word] += 1
+        if (
+            judge is not None
+            and transaction is not None
+            and instance == transaction.instance
+            and login == connection.login
+            and self.accounts.rules is connection.rules
+            and transaction.connection is connection
+            and transaction.answer is PASS
+        ):
+            answer = self._once(judge, request, transaction, now)  # the message goes on as it has begun
+        else:
+            answer = self._decide_anew(state, judge, request, connection, now)
+        if answer is not PASS:
+            tally.others[answer.word] += 1
         return answer
+
+    def _decide_anew(
+        self, state: str, judge: Judge | None, request: Request, connection: Connection, now: float
+    ) -> Verdict:
+        """Return the verdict on a request that may begin another message, or belong to none."""
+        rules, login = self.accounts.rules, request.sasl_username
+        if login and rules.login_decides:
+            name = rules.account_known_by("sasl_username", login)
+        else:
+            name = rules.account_of(request.get)
+        transaction = connection.transaction
+        if transaction is not None and request.instance and transaction.is_other(request.instance, name):
+            self.leave(connection, now)
+        if not name:
+            return PASS
+        if judge is None:
+            return self._before_rcpt(request, self._account(name, request, now)) if state in _BEFORE_RCPT else PASS
+        connection.login, connection.rules = login, rules if login and rules.login_decides else None
+        return self._once(judge, request, self._transaction(name, request, connection, now), now)
 
     def leave(self, connection: Connection, now: float) -> None:
         """End the connection's transaction: its next one begins, or the connection is gone.
@@ -87,12 +105,9 @@ class Policy:
         """Return what a person should know of the way the requests come in."""
         return [NO_DATA_SEEN] if self.tally.requests["RCPT"] and not self.tally.data_seen else []
 
-    def _saw(self, state: str) -> None:
-        """Tally a request, and tell when it changes what messages are counted at."""
+    def _saw_first(self, state: str) -> None:
+        """Note one of the HOOKS that was never seen, and tell when it changes what messages are counted at."""
         tally = self.tally
-        tally.requests[state] += 1
-        if state in tally.hooks or state not in HOOKS:
-            return
         tally.hooks.add(state)
         if tally.data_seen:
             return
@@ -103,15 +118,25 @@ class Policy:
             self._report("data-seen", {"meaning": "messages are counted at DATA from now on"})
 
     def _account(self, name: str, request: Request, now: float) -> Account:
-        account = self.locks.account(name, now)
+        account = self.accounts.get(name, now)
+        if account.lock is not None:
+            self.locks.expire_one(account, now)
         account.seen = True
-        if client := request.get(CLIENT_ADDRESS):
+        if client := request.client_address:
             account.note_client(client, now)
         return account
 
-    def _begin(self, instance: bytes, name: str, connection: Connection, request: Request, now: float) -> Transaction:
+    def _transaction(self, name: str, request: Request, connection: Connection, now: float) -> Transaction:
+        """Return the transaction that a request belongs to, one of its own if it has no instance."""
+        transaction = connection.transaction
+        if transaction is not None and transaction.connection is connection and request.instance:
+            if transaction.answer.effect is Effect.REFUSED:
+                transaction.asked = None  # on the connection that was told no, it is the SMTP client who repeats
+            return transaction
         account = self._account(name, request, now)
-        transaction = self.transactions.begin(instance, account, connection, now)
+        if not request.instance:
+            return Transaction(b"", account)
+        transaction = self.transactions.begin(request.instance, account, connection, now)
         if transaction.returned:
             self._charge_again(transaction, now)
         return transaction
@@ -128,22 +153,27 @@ class Policy:
                 charges.count(transaction, 0, recipients, now, found.passing)
                 self.accounts.note_change(transaction.account)
 
-    def _once(self, judge: Judge, state: bytes, request: Request, transaction: Transaction, now: float) -> Verdict:
+    def _once(self, judge: Judge, request: Request, transaction: Transaction, now: float) -> Verdict:
         """Judge a request, or say again what was said when it is the last one come again.
 
-        Of the recipient its hash will do, so that no recipient is kept.
+        A hash of it will do, so that no recipient is kept.
         """
-        asked = (state, hash(request.get(RECIPIENT)), request.get(RECIPIENT_COUNT))
-        again = transaction.asked == asked and now - transaction.last < MEMORY
+        asked = hash(request.values)
+        if transaction.asked == asked and now - transaction.last < MEMORY:
+            transaction.last = now
+            return transaction.answer
         transaction.last = now
-        if not again:
-            account = transaction.account = self.accounts.heard(transaction.account, now)
-            account.adopt(self.accounts.rules)
+        accounts = self.accounts
+        account = transaction.account = accounts.heard(transaction.account, now)
+        if account.rules is not accounts.rules:
+            account.adopt(accounts.rules)
+        if account.lock is not None:
             self.locks.expire_one(account, now)
-            transaction.answer = judge(request, transaction, now)
-            transaction.asked = asked
-            self.accounts.note_change(account)
-        return transaction.answer
+        answer = transaction.answer = judge(request, transaction, now)
+        transaction.asked = asked
+        if not account.changed:
+            accounts.note_change(account)
+        return answer
 
     def _before_rcpt(self, request: Request, account: Account) -> Verdict:
         self.accounts.note_change(account)
@@ -151,11 +181,13 @@ class Policy:
 
     def _rcpt(self, request: Request, transaction: Transaction, now: float) -> Verdict:
         account = transaction.account
-        if locked := self._locked(account):
+        if account.lock is not None and (locked := self._locked(account)):
             answer = locked
         else:
-            message = not self.tally.data_seen and not transaction.message_counted
-            answer = self._charge(request, transaction, int(message), 1, now)
+            message = 0 if self.tally.data_seen or transaction.message_counted else 1
+            if charge(transaction, message, 1, now):
+                return PASS
+            answer = self._charge_over(request, transaction, message, 1, now)
         if answer.effect is Effect.HELD:
             transaction.held = transaction.held or answer
             if self.tally.data_seen and transaction.instance:
@@ -165,6 +197,8 @@ class Policy:
     def _data(self, request: Request, transaction: Transaction, now: float) -> Verdict:
         answer = self._judge_data(request, transaction, now)
         transaction.data_asked = answer.effect is not Effect.REFUSED
+        if answer is PASS:
+            return answer
         if answer.effect is not Effect.PASSED:
             transaction.give_back()
         if answer.effect is Effect.HELD:
@@ -172,17 +206,22 @@ class Policy:
         return self._tell(answer, transaction.account, request)
 
     def _judge_data(self, request: Request, transaction: Transaction, now: float) -> Verdict:
-        locked = self._locked(transaction.account)
-        if locked and not (transaction.held and locked.effect is Effect.HELD):
-            return locked
+        if transaction.account.lock is not None:
+            locked = self._locked(transaction.account)
+            if locked and not (transaction.held and locked.effect is Effect.HELD):
+                return locked
         if transaction.held:
             return transaction.held
         recipients = request.recipient_count
         if recipients is None:
             recipients = transaction.recipients or 1
-        transaction.keep_recipients(recipients)
-        message = not transaction.message_counted
-        return self._charge(request, transaction, int(message), recipients - transaction.recipients, now)
+        if transaction.recipients > recipients:
+            transaction.keep_recipients(recipients)
+        message = 0 if transaction.message_counted else 1
+        recipients -= transaction.recipients
+        if charge(transaction, message, recipients, now):
+            return PASS
+        return self._charge_over(request, transaction, message, recipients, now)
 
     def _end_of_message(self, request: Request, transaction: Transaction, now: float) -> Verdict:
         if not transaction.data_asked:
@@ -200,10 +239,10 @@ class Policy:
             return None
         return lock.verdict
 
-    def _charge(
+    def _charge_over(
         self, request: Request, transaction: Transaction, messages: int, recipients: int, now: float
     ) -> Verdict:
-        """Count an event and let it pass, or count nothing and return the verdict of the limit that stops it."""
+        """Count an event that exceeds something if that lets it pass, or return what the limit that stops it says."""
         stop, passing = charges.check(transaction, messages, recipients, now)
         account = transaction.account
         answer = PASS
@@ -252,8 +291,8 @@ def _fields(answer: Verdict, account: Account, request: Request) -> dict[str, ob
         fields["locked"] = "yes"
     else:
         fields.update(limit=answer.limit, count=answer.count, max=answer.max)
-    fields["state"] = request.get(PROTOCOL_STATE).decode(errors="backslashreplace")
-    for name, wanted in (("client", CLIENT_ADDRESS), ("queue_id", QUEUE_ID)):
-        if value := request.get(wanted):
+    fields["state"] = request.protocol_state.decode(errors="backslashreplace")
+    for name, value in (("client", request.client_address), ("queue_id", request.get(QUEUE_ID))):
+        if value:
             fields[name] = value.decode(errors="backslashreplace")
     return fields

@@ -18,12 +18,20 @@ from zope.interface import implementer
 from policyd.actions import Effect
 from policyd.locks import Report
 from policyd.policy import Policy
+from policyd.prompt import Prompt
 from policyd.transactions import Connection
 from policyd.verdict import PASS, Verdict
-from policyd.wire import ProtocolError, Request, RequestReader
+from policyd.wire import Layouts, ProtocolError, Request, RequestReader
 
 REQUEST_TIMEOUT = 30.0
 """Seconds within which a request that has begun must end."""
+
+_PASSED = Effect.PASSED
+
+
+def _cannot(data: bytes) -> int:
+    """Send nothing at once: the transport has no way to, or its peer does not take it."""
+    return 0
 
 
 @implementer(IPushProducer)
@@ -37,16 +45,18 @@ class PolicyProtocol(Protocol):
         report: Report,
         connections: set[PolicyProtocol],
         durable: Callable[[], Deferred[None] | None],
+        layouts: Layouts,
     ) -> None:
         self._policy = policy
         self._durable = durable
         self._clock = clock
         self._report = report
         self._connections = connections
-        self._reader = RequestReader()
+        self._reader = RequestReader(layouts)
         self._connection = Connection("")
         self._deadline: IDelayedCall | None = None
-        self._send_now: Callable[[bytes], object] | None = None
+        self._send_now: Callable[[bytes], object] = _cannot
+        """Sends at once what the socket takes; returns how much that was, else raises OSError or returns why."""
         self._hung_up = False
         self._waits = False
         """Whether a reply waits until the lock that it announces is on the disk."""
@@ -70,14 +80,37 @@ class PolicyProtocol(Protocol):
         if host and ITCPTransport.providedBy(transport):  # Twisted's unix sockets may say that they are TCP, too
             transport.setTcpNoDelay(True)
             transport.setTcpKeepAlive(True)
-        if hasattr(type(transport), "writeSomeData"):  # of its own: TLS lends out that of the socket below it
+        if isinstance(transport, Prompt):
+            self._send_now = transport.sender()
+        elif hasattr(type(transport), "writeSomeData"):  # of its own: TLS lends out that of the socket below it
             self._send_now = getattr(transport, "writeSomeData")  # noqa: B009 -- ITransport does not have it
         self._policy.tally.connections += 1
         self._connections.add(self)
 
     def dataReceived(self, data: bytes) -> None:
-        """Answer all requests that end in `data`."""
+        """Answer all requests that end in `data`.
+
+        Nearly always that is one whole request, which may pass. For it all is written out here that has a method of
+        its own below: the calls would cost 3 % of what a request costs.
+        """
         reader = self._reader
+        request = reader.only_request(data)
+        if request is not None:
+            try:
+                answer = self._policy.decide(request, self._connection, self._clock.seconds())
+            except Exception:
+                answer = self._bug()
+            reply = answer.reply
+            if answer is not PASS and answer.effect is not _PASSED:
+                self._send_durable(reply, None)
+                return
+            try:
+                sent = self._send_now(reply)
+            except OSError:
+                sent = 0
+            if sent != len(reply):
+                self._send_rest(reply, sent)
+            return
         reader.receive(data)
         replies = b""
         stops = False
@@ -89,7 +122,14 @@ class PolicyProtocol(Protocol):
                 stops = stops or answer.effect is not Effect.PASSED
         except ProtocolError as error:
             wrong = str(error)
-        durable = self._durable() if stops else None
+        if stops:
+            self._send_durable(replies, wrong)
+        else:
+            self._go_on(replies, wrong)
+
+    def _send_durable(self, replies: bytes, wrong: str | None) -> None:
+        """Go on when the locks that the replies may announce are on the disk."""
+        durable = self._durable()
         if durable is None:
             self._go_on(replies, wrong)
         else:
@@ -117,6 +157,7 @@ class PolicyProtocol(Protocol):
     def connectionLost(self, reason: Failure | None = None) -> None:
         """Forget the connection; a message whose DATA was not asked is given back."""
         self._end_deadline()
+        self._send_now = _cannot
         self._policy.tally.connections -= 1
         self._connections.discard(self)
         self._policy.leave(self._connection, self._clock.seconds())
@@ -156,27 +197,37 @@ class PolicyProtocol(Protocol):
     def _answer(self, request: Request) -> Verdict:
         try:
             return self._policy.decide(request, self._connection, self._clock.seconds())
-        except Exception:  # a bug of ours must not stop the mail, whatever it is
-            self._policy.tally.internal_errors += 1
-            self._report("internal-error", {"peer": self._connection.peer, "traceback": Failure().getTraceback()})
-            return PASS
+        except Exception:
+            return self._bug()
+
+    def _bug(self) -> Verdict:
+        """Tell of the exception that is being handled: a bug of ours, whatever it is, must not stop the mail."""
+        self._policy.tally.internal_errors += 1
+        self._report("internal-error", {"peer": self._connection.peer, "traceback": Failure().getTraceback()})
+        return PASS
 
     def _send(self, replies: bytes) -> None:
-        """Send at once what the socket takes, and leave the rest to Twisted, here and for all later replies.
+        """Send at once what the socket takes.
 
-        `transport.write` costs a turn of the reactor and two system calls more than sending now. A peer that does
-        not take its 14 bytes is none that waits for them, and may be as slow as it likes.
+        `transport.write` costs a turn of the reactor and two system calls more.
+        """
+        try:
+            sent = self._send_now(replies)
+        except OSError:
+            sent = 0
+        if sent != len(replies):
+            self._send_rest(replies, sent)
+
+    def _send_rest(self, replies: bytes, sent: object) -> None:
+        """Leave what the socket did not take to Twisted, and all later replies too.
+
+        A peer that does not take its 14 bytes is none that waits for them, and may be as slow as it likes.
         """
         transport = self._transport
-        if self._send_now is not None:
-            sent = self._send_now(replies)
-            if sent == len(replies):
-                return
-            self._send_now = None
+        if self._send_now is not _cannot:
+            self._send_now = _cannot
             transport.registerProducer(self, True)  # type: ignore[attr-defined]  # all stream transports have it
-            if isinstance(sent, int):
-                replies = replies[sent:]
-        transport.write(replies)
+        transport.write(replies[sent:] if isinstance(sent, int) else replies)
 
     def _late(self) -> None:
         self._deadline = None
@@ -205,8 +256,9 @@ class PolicyFactory(ServerFactory):
         self._clock = clock
         self._report = report
         self._durable = durable
+        self._layouts = Layouts()
         self.connections: set[PolicyProtocol] = set()
 
     def buildProtocol(self, addr: IAddress | None) -> PolicyProtocol:
         """Return the protocol for a new connection."""
-        return PolicyProtocol(self._policy, self._clock, self._report, self.connections, self._durable)
+        return PolicyProtocol(self._policy, self._clock, self._report, self.connections, self._durable, self._layouts)

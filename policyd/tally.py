@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from policyd.actions import DUNNO
+
 OTHER_STATES = "other"
 
 STATES = ("CONNECT", "EHLO", "HELO", "MAIL", "RCPT", "DATA", "END-OF-MESSAGE", "VRFY", "ETRN")
@@ -16,11 +18,12 @@ HOOKS = ("RCPT", "DATA", "END-OF-MESSAGE")
 class Tally:
     """Requests by state, answers by their word, and errors."""
 
-    __slots__ = ("answers", "connections", "data_seen", "hooks", "internal_errors", "protocol_errors", "requests")
+    __slots__ = ("connections", "data_seen", "hooks", "internal_errors", "others", "protocol_errors", "requests")
 
     def __init__(self) -> None:
-        self.requests: Counter[str] = Counter()
-        self.answers: Counter[str] = Counter()
+        self.requests = dict.fromkeys((*STATES, OTHER_STATES), 0)
+        self.others: Counter[str] = Counter()
+        """Answers by their word, but for the plain pass: nearly all are that, and need no counting."""
         self.hooks: set[str] = set()
         """The HOOKS at which a request was ever made, also before the start where that is stored."""
         self.data_seen = False
@@ -29,3 +32,14 @@ class Tally:
         """Policy connections that are open now."""
         self.protocol_errors = 0
         self.internal_errors = 0
+
+    @property
+    def total(self) -> int:
+        """The number of requests; each has an answer."""
+        return sum(self.requests.values())
+
+    @property
+    def answers(self) -> dict[str, int]:
+        """The number of answers by their word."""
+        passed = self.total - self.others.total()
+        return {word: number for word, number in (self.others + Counter({DUNNO: passed})).items() if number}

@@ -7,7 +7,7 @@ is late or the connection breaks.
 
 from __future__ import annotations
 
-from cachetools import TLRUCache
+from collections import deque
 
 from policyd.accounts import Account
 from policyd.verdict import PASS, Verdict
@@ -18,6 +18,9 @@ MEMORY = 300.0
 
 MAX_ENDED = 100_000
 """Transactions that are remembered though no connection is at them."""
+
+_AT_ONCE = 4
+"""Of those, that many are forgotten at the most when another one ends: nobody waits while 100,000 are."""
 
 
 class Receipt:
@@ -58,8 +61,9 @@ class Transaction:
     """One message on its way through smtpd: all requests with the same `instance`."""
 
     __slots__ = (
-        "_messages",
         "_recipients",
+        "_stamps",
+        "_windows",
         "account",
         "answer",
         "asked",
@@ -79,7 +83,7 @@ class Transaction:
         self.connection: Connection | None = None
         self.last = 0.0
         """When it was last asked about."""
-        self.asked: object = None
+        self.asked: int | None = None
         """What tells its last request from the next; the same again is the same request, sent again."""
         self.answer: Verdict = PASS
         """The answer to its last request."""
@@ -92,18 +96,29 @@ class Transaction:
         """The verdict that holds the whole message."""
         self.returned = 0
         """Recipients that were given back when its connection broke."""
-        self._recipients: list[Receipt] = []
-        self._messages: list[Receipt] = []
+        self._recipients: tuple[Receipt, ...] = ()
+        self._windows: tuple[Window, ...] = ()
+        """Those in which the message was counted."""
+        self._stamps: tuple[float, ...] = ()
+        """The stamps that it got there."""
 
-    def charged(self, window: Window, stamp: float, events: int, *, recipients: bool) -> None:
-        """Note events that were counted in a window for this transaction."""
-        receipts = self._recipients if recipients else self._messages
-        for receipt in receipts:
+    def is_other(self, instance: bytes, account: str) -> bool:
+        """Tell whether a request of this instance and account belongs to another message."""
+        return instance != self.instance or account != self.account.name
+
+    def charged_message(self, window: Window, stamp: float) -> None:
+        """Note that the message was counted in a window."""
+        self._windows += (window,)
+        self._stamps += (stamp,)
+
+    def charged_recipients(self, window: Window, stamp: float, events: int) -> None:
+        """Note recipients that were counted in a window."""
+        for receipt in self._recipients:
             if receipt.window is window:
                 break
         else:
             receipt = Receipt(window)
-            receipts.append(receipt)
+            self._recipients += (receipt,)
         receipt.add(stamp, events)
 
     def keep_recipients(self, number: int) -> None:
@@ -115,43 +130,45 @@ class Transaction:
     def give_back(self) -> None:
         """Give back all that was counted: the message is not sent."""
         self.keep_recipients(0)
-        for receipt in self._messages:
-            receipt.keep(0)
+        for window, stamp in zip(self._windows, self._stamps, strict=True):
+            window.give_back(stamp, 1)
+        self._windows = self._stamps = ()
         self.message_counted = False
 
 
 class Connection:
     """One policy client: a connection from smtpd, and the transaction it asked about last."""
 
-    __slots__ = ("peer", "transaction")
+    __slots__ = ("login", "peer", "rules", "transaction")
 
     def __init__(self, peer: str) -> None:
         self.peer = peer
         self.transaction: Transaction | None = None
+        self.login = b""
+        """The SASL user who asked last about the transaction."""
+        self.rules: object = None
+        """The rules by which the transaction's account is this user's, whatever else a request says."""
 
 
 class Transactions:
     """The transactions that are remembered."""
 
     def __init__(self, size: int = MAX_ENDED) -> None:
-        self._now = 0.0
-        self._current: dict[tuple[bytes, str], Transaction] = {}
-        """Those that are a connection's latest."""
-        self._ended: TLRUCache[tuple[bytes, str], Transaction] = TLRUCache(
-            size, ttu=lambda _, transaction, __: transaction.last + MEMORY, timer=lambda: self._now
-        )
+        self._size = size
+        self._known: dict[tuple[bytes, str], Transaction] = {}
+        self._ended: deque[Transaction] = deque()
+        """Those that are no connection's latest, in the order in which they ended; and some that a connection has
+        taken up again, or that are known no more."""
 
     def __len__(self) -> int:
-        return len(self._current) + len(self._ended)
+        return len(self._known)
 
     def begin(self, instance: bytes, account: Account, connection: Connection, now: float) -> Transaction:
         """Return the transaction of this instance, known or new, as the connection's own."""
-        self._now = now
         key = (instance, account.name)
-        transaction = self._current.get(key) or self._ended.pop(key, None)
-        if transaction is None:
-            transaction = Transaction(instance, account)
-        self._current[key] = transaction
+        transaction = self._known.get(key)
+        if transaction is None or (transaction.connection is None and transaction.last + MEMORY <= now):
+            transaction = self._known[key] = Transaction(instance, account)
         transaction.connection = connection
         connection.transaction = transaction
         return transaction
@@ -162,9 +179,20 @@ class Transactions:
         connection.transaction = None
         if transaction is None or transaction.connection is not connection:
             return None
-        self._now = now
         transaction.connection = None
-        key = (transaction.instance, transaction.account.name)
-        del self._current[key]
-        self._ended[key] = transaction
+        ended = self._ended
+        ended.append(transaction)
+        for _ in range(_AT_ONCE):
+            oldest = ended[0]
+            if len(ended) <= self._size and oldest.connection is None and oldest.last + MEMORY > now:
+                break
+            self._forget(ended.popleft())
+            if not ended:
+                break
         return transaction
+
+    def _forget(self, transaction: Transaction) -> None:
+        """Forget a transaction, unless a connection has taken it up again, or another one is known instead."""
+        key = (transaction.instance, transaction.account.name)
+        if transaction.connection is None and self._known.get(key) is transaction:
+            del self._known[key]

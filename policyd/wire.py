@@ -7,12 +7,21 @@ Nothing is decoded here, and nothing is kept of a request that is done. Source: 
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Sequence
 
 MAX_LINE = 16 * 1024
 MAX_REQUEST = 64 * 1024
 MAX_ATTRIBUTES = 100
 
+MAX_LAYOUTS = 16
+"""Orders of names that are remembered: each costs 2 ms once."""
+
+MAX_LAYOUT = 2048
+"""Bytes of the names of one."""
+
 _MAX_DIGITS = 18
+_VALUE = re.compile(rb"=.*")
 _NEWLINE = b"\n"
 _FIRST_LINE = b"\nrequest=smtpd_access_policy\n"
 _END = b"\n\n"
@@ -32,25 +41,26 @@ def key(name: str) -> bytes:
 
 
 REQUEST = key("request")
-PROTOCOL_STATE = key("protocol_state")
-INSTANCE = key("instance")
-RECIPIENT = key("recipient")
 RECIPIENT_COUNT = key("recipient_count")
-CLIENT_ADDRESS = key("client_address")
 QUEUE_ID = key("queue_id")
 
 
+Values = tuple[bytes, bytes, bytes, bytes, bytes, bytes]
+
+
 class Request:
-    """One policy delegation request, whose attributes are looked up when they are wanted.
+    """One policy delegation request. The attributes that decide are taken out, others are looked up when wanted."""
 
-    Postfix sends some 29 attributes, and five of them decide: searching for those costs a fifth of taking all apart.
-    """
+    __slots__ = ("_lines", "values")
 
-    __slots__ = ("_lines",)
+    def __init__(self, lines: bytes, values: Values | None = None) -> None:
+        """`lines` is the request as received, with a line end before each line but perhaps the first.
 
-    def __init__(self, lines: bytes) -> None:
-        """`lines` is the request as received, with a line end before its first line too."""
+        `values` are those of ATTRIBUTES, for one who knows them already.
+        """
         self._lines = lines
+        self.values: Values = values or tuple(map(self.get, _KEYS))  # type: ignore[assignment]  # so many keys there are
+        """The values of ATTRIBUTES, b"" where there is none."""
 
     def get(self, wanted: bytes) -> bytes:
         """Return the value of the attribute whose `key` is given, b"" where there is none."""
@@ -62,10 +72,85 @@ class Request:
         return lines[start : lines.find(b"\n", start)]
 
     @property
+    def protocol_state(self) -> bytes:
+        """Where in the SMTP transaction it is: `RCPT`, `DATA`."""
+        return self.values[0]
+
+    @property
+    def client_address(self) -> bytes:
+        """The address of the SMTP client."""
+        return self.values[1]
+
+    @property
     def recipient_count(self) -> int | None:
         """The number of recipients that Postfix has accepted; None where the attribute is absent."""
-        digits = self.get(RECIPIENT_COUNT)
-        return int(digits) if digits else None
+        return int(self.values[3]) if self.values[3] else None
+
+    @property
+    def instance(self) -> bytes:
+        """What all requests about one message have in common."""
+        return self.values[4]
+
+    @property
+    def sasl_username(self) -> bytes:
+        """The login name."""
+        return self.values[5]
+
+
+ATTRIBUTES = ("protocol_state", "client_address", "recipient", "recipient_count", "instance", "sasl_username")
+"""The attributes that decide, in the order in which Postfix sends them."""
+
+_KEYS = tuple(key(name) for name in ATTRIBUTES)
+_NAMES = tuple(name.encode() for name in ATTRIBUTES)
+_LAST = _NAMES[-1]
+_ANY = b".*+" if sys.version_info >= (3, 11) else b".*"
+"""The rest of a line; not to go back over it where the line is not as expected saves a fifth of the time."""
+
+
+class Layout:
+    """An order of attribute names in which requests have come, as the pattern of such requests.
+
+    A Postfix sends the same 29 names in the same order each time. To match them all takes 1.0 µs, and tells that
+    nothing is malformed as well as what the values are; without that, it takes 3.3 µs to find it out.
+    """
+
+    __slots__ = ("head", "whole")
+
+    def __init__(self, names: Sequence[bytes]) -> None:
+        lines = [_line_pattern(name) for name in names]
+        self.whole = re.compile(b"".join(lines) + b"\n").fullmatch
+        """Matches a whole request, with its empty line; its groups are the values of ATTRIBUTES."""
+        self.head = re.compile(b"".join(lines[: names.index(_LAST) + 1])).fullmatch
+        """Matches a request up to the line of the last of ATTRIBUTES."""
+
+
+class Layouts:
+    """The layouts that are known."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Layout] = {}
+
+    def of(self, lines: bytes) -> Layout | None:
+        """Return the layout of a good request; None where it is too strange to be remembered."""
+        text = _VALUE.sub(b"", lines)
+        known = self._known.get(text)
+        if known is None and len(text) <= MAX_LAYOUT and len(self._known) < MAX_LAYOUTS:
+            names = text.split(b"\n")[1:-1]
+            if names[0] == b"request" and tuple(name for name in names if name in _NAMES) == _NAMES:
+                known = self._known[text] = Layout(names)
+        return known
+
+
+def _line_pattern(name: bytes) -> bytes:
+    """Return the pattern of a line with that attribute, which gives its value if it is one of ATTRIBUTES."""
+    value = _ANY
+    if name == b"request":
+        value = b"smtpd_access_policy"
+    elif name == b"recipient_count":
+        value = b"([0-9]{1,%d})" % _MAX_DIGITS
+    elif name in _NAMES:
+        value = b"(" + _ANY + b")"
+    return re.escape(name) + b"=" + value + b"\n"
 
 
 class RequestReader:
@@ -75,17 +160,37 @@ class RequestReader:
     attribute, the first too, stands behind a line end, and a request ends where two of them meet.
     """
 
-    __slots__ = ("_buffer", "_checked", "_start")
+    __slots__ = ("_buffer", "_checked", "_layout", "_layouts", "_start", "_tail")
 
-    def __init__(self) -> None:
+    def __init__(self, layouts: Layouts | None = None) -> None:
         self._buffer = b"\n"
         self._start = 0
         self._checked = 0
+        self._layouts = layouts
+        self._layout: Layout | None = None
+        """That of this connection's first request."""
+        self._tail = b"\n\n\n"
+        """What stood behind the last of ATTRIBUTES in the latest request; at first, what no request ends with."""
 
     @property
     def unfinished(self) -> bool:
         """Whether a request has begun and its end has not been seen."""
         return self._start + 1 < len(self._buffer)
+
+    def only_request(self, data: bytes) -> Request | None:
+        """Return the request that `data` is, if it is one like this connection's first, and nothing else has come in.
+
+        Whatever else it is, None is returned, and nothing has happened: it wants to be received.
+        """
+        layout = self._layout
+        if layout is None or len(data) > MAX_LINE or 0 in data or len(self._buffer) > 1:
+            return None
+        tail = self._tail
+        if data.endswith(tail):  # as good as it was last time; not to look again saves another 0.3 µs
+            found = layout.head(data, 0, len(data) - len(tail))
+        elif found := layout.whole(data):
+            self._tail = data[found.end(len(ATTRIBUTES)) + 1 :]
+        return Request(data, found.groups()) if found else None  # type: ignore[arg-type]  # so many groups it has
 
     def receive(self, data: bytes) -> None:
         """Take what has come in; then ask for `next_request` until there is none."""
@@ -107,7 +212,10 @@ class RequestReader:
             self._start = self._checked = 0
         else:
             self._start = self._checked = end + 1
-        return _checked_request(lines)
+        request = _checked_request(lines)
+        if self._layouts is not None:  # once a connection is enough
+            self._layout, self._layouts = self._layouts.of(lines), None
+        return request
 
     def _check_unfinished(self) -> None:
         """Find what is wrong with the part of a request that is there, looking at each line once."""
@@ -140,7 +248,7 @@ def _checked_request(lines: bytes) -> Request:
     request = Request(lines)
     if not lines.startswith(_FIRST_LINE):
         _check_kind(request)
-    digits = request.get(RECIPIENT_COUNT)
+    digits = request.values[3]
     if (not digits.isdigit() or len(digits) > _MAX_DIGITS) and RECIPIENT_COUNT in lines:
         raise ProtocolError("recipient_count is no number")
     return request

@@ -13,7 +13,7 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -262,7 +262,8 @@ class World:
         """Check that tables are bounded, and that windows and receipts agree with themselves and each other."""
         accounts, transactions = self.policy.accounts, self.policy.transactions
         assert len(accounts) - len(accounts.locked) <= MAX_ACCOUNTS
-        current, ended = list(transactions._current.values()), list(transactions._ended.values())
+        current = [known for known in transactions._known.values() if known.connection is not None]
+        ended = [known for known in transactions._known.values() if known.connection is None]
         assert len(current) <= CONNECTIONS
         assert len(ended) <= MAX_ENDED
         for account in accounts.all(self._now):
@@ -275,11 +276,10 @@ class World:
             assert transaction.connection.transaction is transaction
         for transaction in (*current, *ended):
             assert transaction.recipients >= 0
-            for receipt in receipts(transaction):
+            for receipt in transaction._recipients:
                 check_receipt(receipt)
-                window, stamps = charged.setdefault(id(receipt.window), (receipt.window, Counter()))
-                for stamp, events in receipt._runs:
-                    stamps[stamp] += events
+            for window, stamp, events in charges(transaction):
+                charged.setdefault(id(window), (window, Counter()))[1][stamp] += events
         for window, stamps in charged.values():
             for stamp, events in zip(*window.runs(), strict=True):
                 assert stamps[stamp] <= events, "more can be given back than was counted"
@@ -371,9 +371,13 @@ def check_receipt(receipt: Receipt) -> None:
     assert all(events > 0 for _, events in receipt._runs)
 
 
-def receipts(transaction: Transaction) -> list[Receipt]:
-    """Return all that a transaction was charged."""
-    return [*transaction._recipients, *transaction._messages]
+def charges(transaction: Transaction) -> Iterator[tuple[Window, float, int]]:
+    """Yield all that a transaction was charged: the window, the stamp, the number of events."""
+    for receipt in transaction._recipients:
+        for stamp, events in receipt._runs:
+            yield receipt.window, stamp, events
+    for window, stamp in zip(transaction._windows, transaction._stamps, strict=True):
+        yield window, stamp, 1
 
 
 def resident() -> int:

@@ -19,7 +19,7 @@ MAX_RUNS = 62
 
 def runs(window: Window) -> int:
     """Return how many numbers of events a window holds."""
-    return len(window._counts)
+    return len(window._stamps)
 
 
 def test_an_event_leaves_at_the_end_of_the_window_to_the_point() -> None:

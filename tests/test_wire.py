@@ -10,17 +10,21 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from policyd.wire import (
+    ATTRIBUTES,
     MAX_ATTRIBUTES,
+    MAX_LAYOUTS,
     MAX_LINE,
     MAX_REQUEST,
     RECIPIENT_COUNT,
     REQUEST,
+    Layouts,
     ProtocolError,
     Request,
     RequestReader,
     key,
     reply,
 )
+from tests.daemon import request as asked
 
 KIND = b"request=smtpd_access_policy\n"
 GOOD = KIND + b"protocol_state=RCPT\n\n"
@@ -366,6 +370,101 @@ def test_any_bytes_mean_the_same_however_they_are_cut(parts: list[str | bytes], 
     found_cut, why_cut = read(cut(stream, where))
     assert found_cut == found
     assert bool(why_cut) == bool(why)
+
+
+POSTFIX = asked()
+"""A request as Postfix 3.7 sends it: what comes in the same order of names is read as a whole."""
+
+mutations = st.lists(
+    st.tuples(
+        st.integers(0, len(POSTFIX)),
+        st.integers(0, 40),
+        st.sampled_from([b"", b"\n", b"=", b"\0", b"x", b"\n\n", b"x=\n"]),
+    ),
+    max_size=3,
+)
+like_postfix = st.lists(
+    st.tuples(st.sampled_from(ATTRIBUTES), values | st.sampled_from([b"", b"7", b"0012", b"a=b", b"\xff"])), max_size=3
+).map(lambda pairs: asked(**dict(pairs)))
+
+
+def mutated(request: bytes, changes: Iterable[tuple[int, int, bytes]]) -> bytes:
+    """Return a request with parts of it replaced."""
+    for start, length, instead in changes:
+        request = request[:start] + instead + request[start + length :]
+    return request
+
+
+def read_promptly(packets: Iterable[bytes]) -> tuple[list[tuple[bytes, ...]], str | None]:
+    """Return all that is known of the requests that come out, as the server asks for them, and why they end."""
+    return _known(packets, RequestReader(Layouts()))
+
+
+def _known(packets: Iterable[bytes], reader: RequestReader) -> tuple[list[tuple[bytes, ...]], str | None]:
+    found = []
+    try:
+        for packet in packets:
+            request = reader.only_request(packet)
+            if request is None:
+                reader.receive(packet)
+                request = reader.next_request()
+            while request is not None:
+                looked_up = (request.get(key(name)) for name in (*ATTRIBUTES, "queue_id", "policy_context"))
+                found.append((*request.values, *looked_up))
+                request = reader.next_request()
+    except ProtocolError as error:
+        return found, str(error)
+    return found, None
+
+
+@given(st.lists(like_postfix | st.builds(mutated, like_postfix, mutations) | requests, max_size=6), places)
+@example([POSTFIX, POSTFIX, POSTFIX[:-1] + b"policy_context=\n\n", POSTFIX], [])
+@example([POSTFIX, asked(sasl_username="a\nsasl_sender="), POSTFIX], [])
+@example([POSTFIX, POSTFIX.replace(b"\nstress=", b"\nstress\0="), POSTFIX], [])
+@example([POSTFIX, asked(sender=b"x" * MAX_LINE)], [])
+def test_to_know_a_request_by_its_layout_changes_nothing(packets: list[bytes], where: list[float]) -> None:
+    """Whole requests, one a packet, are read faster; what is read, and what is refused, is the same."""
+    for cut_packets in (packets, cut(b"".join(packets), where)):
+        assert read_promptly(cut_packets) == _known(cut_packets, RequestReader())
+
+
+def test_a_request_like_the_first_is_read_at_once() -> None:
+    """Other values make no difference, a different tail neither; a name more or less does."""
+    reader = RequestReader(Layouts())
+    assert reader.only_request(POSTFIX) is None
+    reader.receive(POSTFIX)
+    assert reader.next_request() is not None
+    for other in (
+        {},
+        {"sasl_username": "otto"},
+        {"encryption_cipher": "none"},
+        {"recipient_count": 7, "instance": "i"},
+    ):
+        request = reader.only_request(asked(**other))
+        assert request is not None
+        assert request.sasl_username == str(other.get("sasl_username", "anna@example.com")).encode()
+    assert reader.only_request(asked(more="x")) is None
+    assert reader.only_request(POSTFIX + POSTFIX) is None
+    assert reader.only_request(POSTFIX[:-1]) is None
+
+
+def test_a_request_behind_the_beginning_of_another_is_not_read_at_once() -> None:
+    """What has come in before belongs to it."""
+    reader = RequestReader(Layouts())
+    reader.receive(POSTFIX + b"x=")
+    assert reader.next_request() is not None
+    assert reader.next_request() is None
+    assert reader.only_request(POSTFIX) is None
+
+
+def test_layouts_are_bounded() -> None:
+    """However many orders of names peers think of, so many are remembered; all others are read the slower way."""
+    layouts = Layouts()
+    for number in range(2 * MAX_LAYOUTS):
+        layouts.of(b"\n" + asked(**{f"x{number}": ""})[:-1])
+    assert len(layouts._known) == MAX_LAYOUTS
+    assert layouts.of(b"\n" + asked(x0="")[:-1]) is not None
+    assert layouts.of(b"\n" + asked(y="")[:-1]) is None
 
 
 @given(pieces, places)
