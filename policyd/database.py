@@ -16,9 +16,12 @@ from typing import Any
 
 from policyd.records import AccountRecord, LockRecord, Span
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PRUNE_STEP = 500
 """Rows whose windows have passed that one transaction removes."""
+
+ROWS = 100
+"""Accounts that one statement writes."""
 
 BUSY_SECONDS = 1.0
 """How long another process may keep the file locked before that is a problem."""
@@ -36,6 +39,7 @@ _MIGRATIONS = (
     ) WITHOUT ROWID;
     CREATE TABLE seen (hook TEXT PRIMARY KEY) WITHOUT ROWID;
     """,
+    "",  # records have their time stamps in base64
 )
 """What leads from each schema version to the next. An epoch is one run of the daemon: in which boot, how far the wall
 clock was ahead of the boot clock when it started, and how far it was when it was last looked at."""
@@ -144,10 +148,7 @@ class Database:
         locked = [lock for lock in batch.locks.values() if lock is not None]
         self._look_after_file()
         with _told_apart(), _transaction(self._connection) as connection:
-            connection.executemany(
-                "INSERT OR REPLACE INTO accounts (name, epoch, record, keep_until) VALUES (?, ?, ?, ?)",
-                [(_storable(a.name), self._epoch, a.text, a.keep_until) for a in batch.accounts.values()],
-            )
+            self._write_accounts(list(batch.accounts.values()))
             connection.executemany("DELETE FROM locks WHERE account = ?", freed)
             connection.executemany(
                 "INSERT OR REPLACE INTO locks (epoch, account, recorded, since, until, limit_name, count, locked_by,"
@@ -165,6 +166,18 @@ class Database:
                 )
 
         self._left = _state(self._path)
+
+    def _write_accounts(self, accounts: list[AccountRecord]) -> None:
+        """Write many in one statement: each one takes the interpreter from the reactor, and gives it back."""
+        for start in range(0, len(accounts), ROWS):
+            some = accounts[start : start + ROWS]
+            places = ", ".join(["(?, ?, ?, ?)"] * len(some))
+            self._connection.execute(
+                f"INSERT INTO accounts (name, epoch, record, keep_until) VALUES {places}"  # noqa: S608
+                " ON CONFLICT (name) DO UPDATE"
+                " SET epoch = excluded.epoch, record = excluded.record, keep_until = excluded.keep_until",
+                [value for a in some for value in (_storable(a.name), self._epoch, a.text, a.keep_until)],
+            )
 
     def _look_after_file(self) -> None:
         """Notice what others did to the file; SQLite does not, as long as it has what it needs in its own memory."""

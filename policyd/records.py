@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import json
 import math
+import struct
+from binascii import a2b_base64, b2a_base64
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import NamedTuple
 
-from policyd.accounts import MAX_CLIENTS, Account, Lock
+from policyd.accounts import Account, Lock
 from policyd.actions import Effect
 from policyd.limits import MAX_PERIOD
 from policyd.verdict import verdict
 
+_STAMP = struct.Struct("<d")
+
 TALLIES = ("refused", "held", "warned", "observed", "attempts_while_locked")
+_tallies = attrgetter(*TALLIES)
+_encoded = json.JSONEncoder(check_circular=False).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +41,7 @@ class Span:
         return wall - self.offset
 
 
-@dataclass(frozen=True, slots=True)
-class AccountRecord:
+class AccountRecord(NamedTuple):
     """What is stored of an account."""
 
     name: str
@@ -62,24 +69,30 @@ class LockRecord:
 
 
 def account_record(account: Account, span: Span, now: float) -> AccountRecord:
-    """Return what is to be stored of an account."""
+    """Return what is to be stored of an account.
+
+    Time stamps are eight bytes each, in base64: written out as numbers they would take ten times as long.
+    """
     windows = []
     last = now
-    for limit, window in zip(account.limits, account.windows, strict=True):
-        if window is not None and limit.period is not None and window.count(now, limit.period):
-            stamps, events = window.runs()
-            last = max(last, stamps[-1] + limit.period)
-            windows.append([limit.name, limit.count, [span.wall(stamp) for stamp in stamps], events])
-    tallies = {name: tally for name in TALLIES if (tally := getattr(account, name))}
+    limits = account.limits
+    for place, period, _, _ in (*limits.messages, *limits.recipients):
+        window = account.windows[place]
+        if window is not None and window.count(now, period):
+            stamps, events = window.packed()
+            last = max(last, window.latest + period)
+            limit = limits[place]
+            windows.append((limit.name, limit.count, b2a_base64(stamps, newline=False).decode(), events, span.offset))
+    tallies = {name: tally for name, tally in zip(TALLIES, _tallies(account), strict=True) if tally}
     if tallies:
         last = max(last, now + MAX_PERIOD)
     value = {
         "windows": windows,
         "tallies": tallies,
-        "clients": [[address.decode("latin-1"), span.wall(seen)] for address, seen in account.clients],
+        "clients": [(address.decode("latin-1"), span.wall(seen)) for address, seen in account.clients],
         "seen": account.seen,
     }
-    return AccountRecord(account.name, json.dumps(value), span.wall(last))
+    return AccountRecord(account.name, _encoded(value), span.wall(last))
 
 
 def restore_account(account: Account, text: str, span: Span, now: float) -> None:
@@ -89,7 +102,7 @@ def restore_account(account: Account, text: str, span: Span, now: float) -> None
     TypeError or AttributeError for what cannot have been stored.
     """
     value = json.loads(text)
-    stored = {(name, count): (stamps, events) for name, count, stamps, events in value["windows"]}
+    stored = {(name, count): _runs(*rest) for name, count, *rest in value["windows"]}
     for limit, window in zip(account.limits, account.windows, strict=True):
         runs = stored.get((limit.name, limit.count))
         if window is not None and runs is not None:
@@ -98,10 +111,16 @@ def restore_account(account: Account, text: str, span: Span, now: float) -> None
     for name, tally in value["tallies"].items():
         if name in TALLIES:
             setattr(account, name, getattr(account, name) + tally)
-    for address, seen in reversed(value["clients"]):
-        account.clients.insert(0, (address.encode("latin-1"), min(span.boot(seen), now)))
-    del account.clients[:-MAX_CLIENTS]
+    stored_clients = [(address.encode("latin-1"), min(span.boot(seen), now)) for address, seen in value["clients"]]
+    account.clients = (*stored_clients, *account.clients)
     account.seen = account.seen or value["seen"]
+
+
+def _runs(stamps: str | list[float], events: list[int] | None, offset: float = 0.0) -> tuple[list[float], list[int]]:
+    """Return time stamps by the wall clock, and the number of events of each; before schema 2 they were so stored."""
+    if isinstance(stamps, str):
+        stamps = [stamp + offset for (stamp,) in _STAMP.iter_unpack(a2b_base64(stamps))]
+    return stamps, [1] * len(stamps) if events is None else events
 
 
 def lock_record(account: Account, lock: Lock, span: Span, now: float) -> LockRecord:

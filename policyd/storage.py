@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
@@ -24,11 +25,17 @@ from policyd.locks import Report
 from policyd.policy import Policy
 from policyd.records import Span, account_record, lock_record, restore_account, restore_lock
 
-COLLECT = 0.25
+COLLECT = 0.75
 """Seconds between two looks at what has changed."""
 
 SLICE = 50
 """Accounts that are copied, or taken back, in one turn of the reactor."""
+
+AT_ONCE = 100
+"""Pieces of work on all accounts (64 there are, and one for each 1,000 accounts) that are done in one turn: 20 ms."""
+
+MOST = 5000
+"""Accounts that are written in one transaction."""
 
 RETRY = 1.0
 """Seconds between two tries while the database cannot be written."""
@@ -75,9 +82,16 @@ class Storage:
         self._latest = self._span.offset
         self._hooks: set[str] = set()
         self._decided: set[str] | None = set()
-        """Accounts that were locked or freed before the database could be read; None once it is read."""
+        """Accounts that were locked or freed before the database was taken in; None once it is."""
+        self._chores: deque[Iterator[None]] = deque()
+        """Long work, of which a piece is done in each turn of the reactor."""
         self._database: Database | None = None
         self._batch = Batch()
+        """What the thread is to write next."""
+        self._collected = Batch()
+        """What it will be handed at the end of this look at what has changed."""
+        self._to_look_at = 0
+        """Accounts that this look has still to copy."""
         self._handed, self._durable = 0, 0
         """Batches with locks that were handed to the thread, and those of them that are on the disk."""
         self._waiting: list[tuple[int, Deferred[None], IDelayedCall]] = []
@@ -91,7 +105,7 @@ class Storage:
         Raises NewerDatabaseError. Anything else that is wrong is a `problem`, and is tried again.
         """
         accounts = self._policy.accounts
-        accounts.changed = {}
+        accounts.changed = deque()
         accounts.recall = self._recall
         try:
             self._take_in(self._opened())
@@ -115,9 +129,8 @@ class Storage:
 
     def close(self) -> None:
         """Write what is left, as far as that can be done within a moment."""
+        self._copy(len(self._policy.accounts.changed or ()))
         self._hand_over()
-        while self._policy.accounts.changed:
-            self._hand_over()
         with self._condition:
             self._closing = True
             self._condition.notify()
@@ -136,20 +149,34 @@ class Storage:
         now = self._clock.seconds()
         accounts = self._policy.accounts
         try:
-            for name in list(islice(accounts.stored, SLICE)):
+            if self._chores and next(self._chores[0], self) is self:
+                self._chores.popleft()
+            for name in list(islice(reversed(accounts.stored), SLICE)):
                 accounts.peek(name, now)
-            self._hand_over()
+            self._to_look_at = self._to_look_at or len(accounts.changed or ())
+            number = min(SLICE, self._to_look_at)
+            self._to_look_at -= number
+            self._copy(number)
+            if not self._to_look_at or len(self._collected.accounts) >= MOST:
+                self._hand_over()
         finally:  # the next time must come, whatever is wrong with this one
-            self._clock.callLater(0 if accounts.changed or accounts.stored else COLLECT, self._collect)
+            busy = self._to_look_at or self._chores or accounts.stored
+            self._clock.callLater(0 if busy else COLLECT, self._collect)
+
+    def _copy(self, number: int) -> None:
+        """Copy so many accounts that have changed, the one that has for longest first."""
+        now = self._clock.seconds()
+        changed = self._policy.accounts.changed or deque()
+        for _ in range(number):
+            account = changed.popleft()
+            account.changed = False
+            self._collected.accounts[account.name] = account_record(account, self._span, now)
 
     def _hand_over(self) -> None:
+        """Have the thread write what has been collected, and all locks."""
         now = self._clock.seconds()
         accounts = self._policy.accounts
-        changed = accounts.changed or {}
-        batch = Batch()
-        for _ in range(min(SLICE, len(changed))):
-            name, account = changed.popitem()
-            batch.accounts[name] = account_record(account, self._span, now)
+        batch, self._collected = self._collected, Batch()
         for name, account in accounts.locks_changed.items():
             lock = account.lock
             if self._decided is not None:
@@ -182,16 +209,9 @@ class Storage:
         return self._span.wall(self._clock.seconds())
 
     def _take_in(self, stored: Stored) -> None:
-        """Go on from what is stored; what is known already is newer."""
+        """Go on from what is stored: locks at once, accounts by and by. What is known already is newer."""
         accounts, now = self._policy.accounts, self._clock.seconds()
-        decided, self._decided = (self._decided or set()) | accounts.locks_changed.keys(), None
-        for name, found in stored.accounts.items():
-            account = accounts.peek(name, now)
-            if account is None:
-                accounts.stored[name] = found
-            elif account.lock or name not in decided:  # who was freed starts anew
-                self._recall(account, found, now)
-                accounts.note_change(account)
+        decided = self._decided = (self._decided or set()) | accounts.locks_changed.keys()
         for span, record in sorted(stored.locks, key=lambda lock: lock[1].since):
             if record.account not in decided:
                 account = accounts.get(record.account, now)
@@ -200,6 +220,29 @@ class Storage:
         tally.hooks |= stored.hooks
         self._hooks |= stored.hooks
         tally.data_seen = tally.data_seen or bool(stored.hooks - {"RCPT"})
+        accounts.stored = stored.accounts
+        taking_in = self._taking_in(decided)
+        if sum(1 for _ in islice(taking_in, AT_ONCE)) == AT_ONCE:
+            self._chores.append(taking_in)
+
+    def _taking_in(self, decided: set[str]) -> Iterator[None]:
+        """Add to the accounts that are at work already what is stored of them; those that come get it when they do."""
+        accounts = self._policy.accounts
+        for some in self._slices():
+            for account in some:
+                name = account.name
+                record = accounts.stored.pop(name, None)
+                if record and (account.lock or not (name in decided or name in accounts.locks_changed)):
+                    self._recall(account, record, self._clock.seconds())  # but who was freed starts anew
+                    accounts.note_change(account)
+            yield
+        self._decided = None
+
+    def _slices(self) -> Iterator[list[Account]]:
+        """Yield all accounts in the table, some at a time."""
+        for portion in self._policy.accounts.portions():
+            for start in range(0, len(portion), 20 * SLICE):
+                yield portion[start : start + 20 * SLICE]
 
     def _recall(self, account: Account, stored: tuple[Span, str], now: float) -> None:
         span, text = stored
@@ -298,7 +341,13 @@ class Storage:
         self.damage = f"the database was damaged ({error}){kept}; a new one has what was in memory"
         self._latest = self._span.offset  # the new file does not know of a step of the clock yet
         accounts = self._policy.accounts
-        for account in accounts.all(self._clock.seconds()):
-            accounts.note_change(account)
+        self._chores.append(self._noting_all())
         accounts.locks_changed.update((account.name, account) for account in accounts.locked)
         self._hooks.clear()
+
+    def _noting_all(self) -> Iterator[None]:
+        """Have all accounts stored; those that change place meanwhile have it noted by what they do."""
+        for some in self._slices():
+            for account in some:
+                self._policy.accounts.note_change(account)
+            yield
