@@ -95,7 +95,10 @@ def parse_config(text: str | bytes, file: str, endpoint_problem: EndpointProblem
         raise ConfigError([ConfigProblem(file, error.line, "", f"not YAML: {error.text}")]) from error
     if root is None or root.is_empty:
         return Config()
-    config = _config(root, endpoint_problem)
+    try:
+        config = _config(root, endpoint_problem)
+    finally:
+        _take_apart(root)
     if problems.found:
         raise ConfigError(problems.in_order())
     return config
@@ -170,6 +173,17 @@ def _decoded(text: str | bytes) -> str:
     except UnicodeDecodeError as error:
         line = text.count(b"\n", 0, error.start) + 1
         raise NotYamlError(line, f"want UTF-8, got the byte 0x{text[error.start]:02x}") from error
+
+
+def _take_apart(root: Value) -> None:
+    """Free the nodes of a file one by one: all at once, those of a large one would stop all threads for 60 ms."""
+    nodes = [root.node]
+    while nodes:
+        inner, nodes[-1].value = nodes[-1].value, []
+        nodes.pop()
+        if isinstance(inner, list):
+            for child in inner:
+                nodes.extend(child if isinstance(child, tuple) else (child,))
 
 
 def _config(root: Value, endpoint_problem: EndpointProblem) -> Config:

@@ -5,20 +5,19 @@ The shapes are documented in docs/control.md; keys may be added, never renamed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from heapq import nlargest
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 from policyd import __version__
 from policyd.accounts import Account
-from policyd.limits import Limit, Rules
+from policyd.limits import Rules
 from policyd.locks import utc
 from policyd.policy import Policy
+from policyd.survey import Json, Sort, Survey, limits_shown
 from policyd.tally import HOOKS, OTHER_STATES, STATES
-from policyd.window import Window
 
-Json = dict[str, Any]
-Sort = Literal["messages", "recipients", "refused"]
+LOCKS = 20
+"""Locks that are shown in one piece."""
 
 
 class Desk:
@@ -72,7 +71,7 @@ class Desk:
             "account": name,
             "seen": account.seen,
             "lock": self._lock(account),
-            "limits": _limits(account, now),
+            "limits": limits_shown(account, now),
             "refused": account.refused,
             "held": account.held,
             "warned": account.warned,
@@ -84,25 +83,28 @@ class Desk:
             ],
         }
 
-    def accounts(self, now: float, sort: Sort, most: int, over: float | None = None) -> list[Json]:
-        """Return the `most` accounts that send most, of those whose count is at least `over` percent of a maximum."""
+    def survey(self, now: float, sort: Sort, most: int, over: float | None = None) -> Iterator[list[Json]]:
+        """Yield the `most` accounts that send most, of those whose count is at least `over` percent of a maximum.
+
+        The list comes in parts, some of them empty, and with a bounded piece of work for each.
+        """
         self._policy.locks.expire(now)
-        chosen = (account for account in self._policy.accounts.all(now) if over is None or _share(account, now) >= over)
-        return [
-            {
-                "account": account.name,
-                "locked": account.lock is not None,
-                "limits": _limits(account, now),
-                "refused": account.refused,
-                "held": account.held,
-            }
-            for account in nlargest(most, chosen, key=lambda account: _sent(account, sort, now))
-        ]
+        yield from Survey(self._policy, now, sort, most, over).pieces()
+
+    def accounts(self, now: float, sort: Sort, most: int, over: float | None = None) -> list[Json]:
+        """Return the same in one go, where nobody waits meanwhile."""
+        return list(chain.from_iterable(self.survey(now, sort, most, over)))
+
+    def locks(self, now: float) -> Iterator[list[Json]]:
+        """Yield every lock, the latest first, in parts."""
+        self._policy.locks.expire(now)
+        locked = self._policy.accounts.locked
+        for end in range(len(locked), 0, -LOCKS):
+            yield [self._lock_of(account) for account in reversed(locked[max(end - LOCKS, 0) : end]) if account.lock]
 
     def locked(self, now: float) -> list[Json]:
-        """Return every lock, the latest first."""
-        self._policy.locks.expire(now)
-        return [self._lock_of(account) for account in reversed(self._policy.accounts.locked)]
+        """Return the same in one go, where nobody waits meanwhile."""
+        return list(chain.from_iterable(self.locks(now)))
 
     def lock(
         self, name: str, reason: str, seconds: float, by: str, now: float, *, hold: bool, uid: int | None = None
@@ -151,42 +153,3 @@ class Desk:
             "reason": lock.reason,
             "action": lock.verdict.word,
         }
-
-
-def _counts(account: Account, now: float) -> list[tuple[Limit, Window | None, int | None]]:
-    return [
-        (limit, window, None if window is None or limit.period is None else window.count(now, limit.period))
-        for limit, window in zip(account.limits, account.windows, strict=True)
-    ]
-
-
-def _limits(account: Account, now: float) -> list[Json]:
-    return [
-        {
-            "name": limit.name,
-            "count": count,
-            "max": limit.max,
-            "per": limit.per,
-            "resets_in": _rounded(window.resets_in(now, limit.period) if window and limit.period else None),
-        }
-        for limit, window, count in _counts(account, now)
-    ]
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 3)
-
-
-def _share(account: Account, now: float) -> float:
-    """Return how much of a maximum is used, in percent: of the one that is nearest."""
-    return max(
-        (100 * count / limit.max for limit, _, count in _counts(account, now) if count and limit.max), default=0.0
-    )
-
-
-def _sent(account: Account, sort: Sort, now: float) -> tuple[int, int]:
-    """Return what to sort by: what was counted against the limits of that kind, then what was refused."""
-    if sort == "refused":
-        return account.refused, account.attempts_while_locked
-    sent = max((count for limit, _, count in _counts(account, now) if count and limit.count == sort), default=0)
-    return sent, account.refused

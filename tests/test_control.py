@@ -14,11 +14,13 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransportWithDisconnection
 
 from policyd import __version__
-from policyd.control import CLOSING, MAX_CONNECTIONS, TIMEOUT, Api, control_site
+from policyd.calls import Api
+from policyd.control import CLOSING, MAX_CONNECTIONS, TIMEOUT, control_site
 from tests.asking import Mail
 from tests.daemon import PATIENCE, Policyd, request
 from tests.waiting import until
@@ -553,8 +555,7 @@ def test_a_caller_who_says_nothing_is_hung_up_on() -> None:
     """A silent connection ends after a minute; what it says in between is a sign of life."""
     clock = Clock()
     mail = Mail()
-    site = control_site(Api(mail.desk, lambda *_: ([], [])), clock.seconds, lambda: None)
-    site.reactor = clock
+    site = control_site(Api(mail.desk, lambda *_: Deferred()), clock, lambda: None)
     channel, transport = site.buildProtocol(None), StringTransportWithDisconnection()
     transport.protocol = channel
     channel.makeConnection(transport)

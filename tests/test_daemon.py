@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
+import select
 import signal
 import socket
 import stat
@@ -312,6 +314,114 @@ def test_a_reload_of_a_bad_config_changes_nothing() -> None:
         assert "cannot be read" in running.ctl_json("status")["problems"][0]
         running.reload(LIMITS)
         assert running.ctl_json("status")["problems"] == []
+
+
+def large(maximum: int, overrides: int) -> str:
+    """Return a config that takes a while to read."""
+    lines = (f"  - {{accounts: ['user{n}*@example.com'], limits: {{messages: {n + 5}}}}}\n" for n in range(overrides))
+    return LIMITS.replace("max: 2", f"max: {maximum}") + "overrides:\n" + "".join(lines)
+
+
+def call(daemon: Policyd, method: str, path: str) -> socket.socket:
+    """Make a call, and return the connection over which the answer will come."""
+    control = socket.socket(socket.AF_UNIX)
+    control.settimeout(PATIENCE)
+    control.connect(str(daemon.control))
+    control.sendall(f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+    return control
+
+
+def has_come(answer: socket.socket) -> bool:
+    """Tell whether something has come."""
+    return bool(select.select([answer], [], [], 0)[0])
+
+
+def the_rest(answer: socket.socket) -> str:
+    """Return all that comes."""
+    with answer:
+        return b"".join(iter(lambda: answer.recv(65536), b"")).decode()
+
+
+def test_requests_are_answered_while_a_large_config_is_read() -> None:
+    """Reading it takes a second; what counts meanwhile is what was in force."""
+    with Policyd(LIMITS) as running, running.connect() as connection:
+        running.write_config(large(9, 1000))
+        order = call(running, "POST", "/reload")
+        answered = 0
+        while not has_come(order):
+            assert connection.ask(sasl_username="", protocol_state="MAIL") == "DUNNO"
+            answered += 1
+        assert "limits.messages.max: 2 -> 9" in the_rest(order)
+        assert answered > 10
+        assert states(running) == ["READY=1", "RELOADING=1", "READY=1"]
+
+
+def test_requests_are_answered_while_accounts_are_listed() -> None:
+    """Whoever wants to see thousands keeps no mail waiting."""
+    everybody = {f"user{n}" for n in range(4000)}
+    with Policyd(LIMITS) as running, running.connect() as connection:
+        for user in everybody:
+            connection.send(request(sasl_username=user, protocol_state="MAIL", instance=""))
+        connection.replies(len(everybody))
+
+        def several_were_answered() -> bool:
+            question = call(running, "GET", "/accounts?n=100000")
+            answered = 0
+            while not has_come(question):
+                assert connection.ask(sasl_username="", protocol_state="MAIL") == "DUNNO"
+                answered += 1
+            _, _, shown = the_rest(question).partition("\r\n\r\n")
+            assert {account["account"] for account in json.loads(shown)} == everybody
+            return answered > 3
+
+        until(several_were_answered)  # once is enough: this process may have to wait for a processor
+
+
+def test_an_order_to_reload_is_answered_about_the_file_as_it_was_then() -> None:
+    """Though the daemon is just reading the config, as it was before: two more orders share the next reading."""
+    with Policyd(LIMITS) as running:
+        running.write_config(large(3, 1000))
+        first = call(running, "POST", "/reload")
+        until(lambda: "RELOADING=1" in running.notices)
+        running.write_config(LIMITS.replace("max: 2", "max: 4"))
+        second, third = call(running, "POST", "/reload"), call(running, "POST", "/reload")
+        assert "limits.messages.max: 2 -> 3" in the_rest(first)
+        for order in (second, third):
+            assert "limits.messages.max: 3 -> 4" in the_rest(order)
+        assert running.ctl_json("status", "x")["limits"][0]["max"] == 4
+        assert states(running) == ["READY=1", *["RELOADING=1", "READY=1"] * 2]
+        assert events(running, "reload") == ["reload"] * 3
+
+
+def test_a_storm_of_sighups_leaves_the_newest_config_in_force() -> None:
+    """Whenever they come: the last is about the last file, and systemd is told of the end of each reload."""
+    with Policyd(LIMITS) as running:
+        running.write_config(large(3, 500))
+        for _ in range(20):
+            os.kill(running.pid, signal.SIGHUP)
+            running.ask(sasl_username="")
+        running.write_config(LIMITS.replace("max: 2", "max: 7"))
+        os.kill(running.pid, signal.SIGHUP)
+        until(lambda: running.ctl_json("status", "x")["limits"][0]["max"] == 7)
+        until(lambda: states(running)[-1] == "READY=1")
+        told = states(running)
+        assert told == ["READY=1", *["RELOADING=1", "READY=1"] * (len(told) // 2)]
+        assert len(told) // 2 < 21
+
+
+def test_a_daemon_that_reads_its_config_can_be_stopped() -> None:
+    """It does not wait for the reading, says nothing of it any more, and leaves no traceback."""
+    with Policyd(LIMITS) as running:
+        running.write_config(large(3, 8000))
+        order = call(running, "POST", "/reload")
+        until(lambda: "RELOADING=1" in running.notices)
+        os.kill(running.pid, signal.SIGHUP)
+        began = time.monotonic()
+        assert running.stop() == 0
+        assert time.monotonic() - began < 2
+        assert the_rest(order) == ""
+        assert states(running) == ["READY=1", "RELOADING=1", "STOPPING=1"]
+        assert events(running, "reload", "reload-failed", "internal-error", "stop") == ["stop"]
 
 
 def test_the_watchdog_gets_its_sign_of_life_in_time() -> None:

@@ -28,8 +28,21 @@ RINGS: tuple[tuple[str, ...], ...] = (
         "config",
         "paths",
     ),
-    ("accounts", "transactions", "charges", "locks", "tally", "policy", "desk", "records"),
-    ("server", "accepting", "control", "listening", "activation", "log", "systemd", "database", "storage"),
+    ("accounts", "transactions", "charges", "locks", "tally", "policy", "survey", "desk", "calls", "records"),
+    (
+        "server",
+        "prompt",
+        "accepting",
+        "turns",
+        "control",
+        "reloading",
+        "listening",
+        "activation",
+        "log",
+        "systemd",
+        "database",
+        "storage",
+    ),
     ("daemon", "__main__"),
 )
 """The rooms from the innermost ring to the outermost: values, state, I/O, joins."""

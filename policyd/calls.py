@@ -1,0 +1,207 @@
+"""The calls of the control socket: what each takes and gives, whoever carries it.
+
+It is documented in docs/control.md. What may take long comes as text in pieces, with a bounded piece of work for each.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from policyd.config import ConfigError
+from policyd.desk import Desk
+from policyd.durations import format_duration, parse_duration
+from policyd.limits import UNTIL_UNLOCKED
+from policyd.sections import MAX_LOCK
+from policyd.survey import Json, Sort
+
+MAX_NAME = 64 * 1024
+"""Characters of an account's name: a line of the policy protocol, each byte of it written as `\\xNN`."""
+
+MAX_REASON = 300
+MAX_ACCOUNTS = 100_000
+
+UNLOCKS = 10
+"""Accounts that are freed in one piece: each is a line of the log."""
+
+NAMES = 1000
+"""Names in one piece of an answer's text."""
+
+PROBLEMS = 200
+"""Problems of a config in one piece of an answer's text."""
+
+T = TypeVar("T")
+
+_SORTS: tuple[Sort, ...] = ("messages", "recipients", "refused")
+
+Reload = Callable[[str, "int | None"], Awaitable[tuple[list[str], list[str]]]]
+"""Reads the config anew, for a user of this name and id; tells what changed and what takes a restart to change.
+
+Raises ConfigError.
+"""
+
+
+class RefusedError(Exception):
+    """The daemon says no; the message says why in plain words."""
+
+    def __init__(self, message: str, status: int = 400, problems: Sequence[object] = ()) -> None:
+        super().__init__(message)
+        self.status = status
+        self.problems = problems
+
+    def text(self) -> Iterator[str]:
+        """Yield the text of the answer, in pieces."""
+        yield json.dumps({"error": str(self)})[:-1]
+        if self.problems:
+            yield ', "problems": '
+            yield from _list_text([str(problem) for problem in part] for part in _parts(self.problems, PROBLEMS))
+        yield "}"
+
+
+class Caller(NamedTuple):
+    """Who gives an order: the name and the id of a user of this machine."""
+
+    name: str
+    uid: int | None
+
+
+NOBODY = Caller("", None)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of the API: what was given, by whom, when."""
+
+    values: Json
+    caller: Caller
+    """Who gives an order; a question may be anybody's."""
+    now: float
+
+    def text(self, name: str, most: int = MAX_NAME) -> str:
+        """Return a value that must be a text with something in it."""
+        value = self.values.get(name)
+        if not isinstance(value, str) or not value:
+            raise RefusedError(f"{name} is missing")
+        if len(value) > most:
+            raise RefusedError(f"{name} is longer than {most} characters")
+        return value
+
+    def number(self, name: str, default: float | None, most: float) -> float | None:
+        """Return a value that may be a number."""
+        value = self.values.get(name)
+        if value is None:
+            return default
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = -1
+        if not 0 <= number <= most:
+            raise RefusedError(f"{name}: want a number from 0 to {most:g}")
+        return number
+
+
+class Api:
+    """The calls, and what each does at the desk."""
+
+    def __init__(self, desk: Desk, reload: Reload) -> None:
+        self._desk = desk
+        self._reload = reload
+        self._calls: dict[tuple[bytes, bytes], Callable[[Call], Any]] = {
+            (b"GET", b"/status"): self._status,
+            (b"GET", b"/accounts"): self._accounts,
+            (b"GET", b"/locked"): self._locked,
+            (b"POST", b"/lock"): self._lock,
+            (b"POST", b"/unlock"): self._unlock,
+            (b"POST", b"/reset"): self._reset,
+            (b"POST", b"/reload"): self._reload_config,
+        }
+
+    def answer(self, method: bytes, path: bytes, call: Call) -> Any:
+        """Return what a call comes to: a JSON value, or an awaitable of one, or the text of one in pieces.
+
+        Raises RefusedError, as awaiting it may.
+        """
+        do = self._calls.get((method, path))
+        if do is None:
+            raise RefusedError("there is no such call", 404)
+        return do(call)
+
+    def _status(self, call: Call) -> Json:
+        if "account" in call.values:
+            return self._desk.account(call.text("account"), call.now)
+        return self._desk.status(call.now)
+
+    def _accounts(self, call: Call) -> Iterator[str]:
+        sort = call.values.get("sort", "messages")
+        if sort not in _SORTS:
+            raise RefusedError(f"sort: want one of {', '.join(_SORTS)}")
+        most = call.number("n", 20, MAX_ACCOUNTS)
+        if most is None or most != int(most):
+            raise RefusedError("n: want a whole number")
+        return _list_text(self._desk.survey(call.now, sort, int(most), call.number("over", None, 1e6)))
+
+    def _locked(self, call: Call) -> Iterator[str]:
+        return _list_text(self._desk.locks(call.now))
+
+    def _lock(self, call: Call) -> Json:
+        account, reason = call.text("account"), call.text("reason", MAX_REASON)
+        if not reason.strip():
+            raise RefusedError("reason is missing")
+        duration, hold = call.values.get("for"), call.values.get("hold", False)
+        if not isinstance(hold, bool):
+            raise RefusedError("hold: want true or false")
+        seconds = UNTIL_UNLOCKED
+        if duration is not None:
+            try:
+                seconds = parse_duration(str(duration))
+            except ValueError as error:
+                raise RefusedError(f"for: {error}") from error
+            if seconds > MAX_LOCK:
+                raise RefusedError(f"for: want at most {format_duration(MAX_LOCK)}")
+        return self._desk.lock(account, reason, seconds, call.caller.name, call.now, hold=hold, uid=call.caller.uid)
+
+    def _unlock(self, call: Call) -> Iterator[str]:
+        names = call.values.get("accounts")
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+            raise RefusedError("accounts: want a list of names")
+        return self._unlocking(names, call)
+
+    def _unlocking(self, names: list[str], call: Call) -> Iterator[str]:
+        unlocked: list[str] = []
+        free: list[str] = []
+        for part in _parts(names, UNLOCKS):
+            done = self._desk.unlock(part, call.caller.name, call.now, call.caller.uid)
+            unlocked += done["unlocked"]
+            free += done["free"]
+            yield ""
+        yield '{"unlocked": '
+        yield from _list_text(_parts(unlocked, NAMES))
+        yield ', "free": '
+        yield from _list_text(_parts(free, NAMES))
+        yield "}"
+
+    def _reset(self, call: Call) -> Json:
+        return self._desk.reset(call.text("account"), call.caller.name, call.now, call.caller.uid)
+
+    async def _reload_config(self, call: Call) -> Json:
+        try:
+            changed, restart = await self._reload(call.caller.name, call.caller.uid)
+        except ConfigError as error:
+            raise RefusedError("the config has errors; the old one stays in force", 422, error.problems) from error
+        return {"changed": changed, "needs_restart": restart}
+
+
+def _list_text(parts: Iterable[Sequence[Any]]) -> Iterator[str]:
+    """Yield the text of a JSON list that comes in parts."""
+    before = "["
+    for part in parts:
+        text = json.dumps(part)[1:-1]
+        yield before + text if text else ""
+        before = ", " if text else before
+    yield "[]" if before == "[" else "]"
+
+
+def _parts(whole: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (whole[start : start + size] for start in range(0, len(whole), size))
