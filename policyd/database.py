@@ -20,6 +20,9 @@ SCHEMA_VERSION = 2
 PRUNE_STEP = 500
 """Rows whose windows have passed that one transaction removes."""
 
+CHECKPOINT = 1000
+"""Rows that are written into the log before they are brought into the file."""
+
 ROWS = 100
 """Accounts that one statement writes."""
 
@@ -113,11 +116,14 @@ class Database:
             with _told_apart():
                 self._migrate()
                 self._connection.execute("PRAGMA journal_mode = WAL").fetchone()
+                self._connection.execute("PRAGMA wal_autocheckpoint = 0")  # see _checkpoint
                 self._connection.execute("PRAGMA synchronous = FULL")
                 self._boot, self._ahead = boot, ahead
                 self._epoch = self._begin_epoch()
                 self._spans = self._read_spans()
                 self._left = _state(path)
+                self._in_log = 0
+                """Rows that are in the log alone, at the most."""
         except BaseException:
             self._connection.close()
             raise
@@ -164,8 +170,17 @@ class Database:
                     " (SELECT name FROM accounts WHERE epoch = ? AND keep_until <= ? LIMIT ?)",
                     (epoch, span.wall(wall - self._ahead), PRUNE_STEP),
                 )
+        self._in_log += len(batch.accounts) + len(batch.locks)
+        if self._in_log >= CHECKPOINT:
+            self._checkpoint()
 
+    def _checkpoint(self) -> None:
+        """Bring what is in the log into the file itself: nothing else that we do changes that."""
+        self._look_after_file()
+        with _told_apart():
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         self._left = _state(self._path)
+        self._in_log = 0
 
     def _write_accounts(self, accounts: list[AccountRecord]) -> None:
         """Write many in one statement: each one takes the interpreter from the reactor, and gives it back."""
@@ -183,12 +198,14 @@ class Database:
         """Notice what others did to the file; SQLite does not, as long as it has what it needs in its own memory."""
         if _identity(self._path) != self._file:
             raise DamagedDatabaseError("the file has been removed or replaced")
-        if _state(self._path) == self._left:
+        state = _state(self._path)
+        if state == self._left:
             return
         with _told_apart(), closing(sqlite3.connect(self._path, timeout=BUSY_SECONDS)) as other:
             (found,) = other.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
             raise DamagedDatabaseError(f"malformed: {found}")
+        self._left = state
 
     def close(self) -> None:
         """Close the file."""
