@@ -80,10 +80,9 @@ class PromptReactor(EPollReactor):
             return
         for descriptor, event in events:
             selectable = selectables.get(descriptor)
-            why: Exception | None
             if event == EPOLLIN and selectable.__class__ in _PROMPT:
                 try:
-                    why = selectable.doRead()
+                    why: Exception | None = selectable.doRead()
                 except Exception as error:  # as Twisted does it: whatever is wrong is logged, and ends the connection
                     log.err()
                     why = error

@@ -48,8 +48,10 @@ class PolicyProtocol(Protocol):
         layouts: Layouts,
     ) -> None:
         self._policy = policy
+        self._decide = policy.decide
         self._durable = durable
         self._clock = clock
+        self._seconds = clock.seconds
         self._report = report
         self._connections = connections
         self._reader = RequestReader(layouts)
@@ -97,7 +99,7 @@ class PolicyProtocol(Protocol):
         request = reader.only_request(data)
         if request is not None:
             try:
-                answer = self._policy.decide(request, self._connection, self._clock.seconds())
+                answer = self._decide(request, self._connection, self._seconds())
             except Exception:
                 answer = self._bug()
             reply = answer.reply
@@ -196,7 +198,7 @@ class PolicyProtocol(Protocol):
 
     def _answer(self, request: Request) -> Verdict:
         try:
-            return self._policy.decide(request, self._connection, self._clock.seconds())
+            return self._decide(request, self._connection, self._seconds())
         except Exception:
             return self._bug()
 

@@ -35,8 +35,8 @@ SLICE = 50
 AT_ONCE = 100
 """Pieces of work on all accounts (64 there are, and one for each 1,000 accounts) that are done in one turn: 20 ms."""
 
-MOST = 3000
-"""Accounts that are stored at one look, in one transaction: 4,000 a second. Where more than that send, answering them
+MOST = 1000
+"""Accounts that are stored at one look, in one transaction: 1,300 a second. Where more than that send, answering them
 goes before storing what they sent, which comes later then; storing an account takes longer than answering it."""
 
 FEW = 500

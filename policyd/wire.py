@@ -160,13 +160,14 @@ class RequestReader:
     attribute, the first too, stands behind a line end, and a request ends where two of them meet.
     """
 
-    __slots__ = ("_buffer", "_checked", "_layout", "_layouts", "_start", "_tail")
+    __slots__ = ("_buffer", "_checked", "_layout", "_layouts", "_request", "_start", "_tail")
 
     def __init__(self, layouts: Layouts | None = None) -> None:
-        self._buffer = b"\n"
+        self._buffer = _NEWLINE
         self._start = 0
         self._checked = 0
         self._layouts = layouts
+        self._request = Request(b"")
         self._layout: Layout | None = None
         """That of this connection's first request."""
         self._tail = b"\n\n\n"
@@ -180,17 +181,21 @@ class RequestReader:
     def only_request(self, data: bytes) -> Request | None:
         """Return the request that `data` is, if it is one like this connection's first, and nothing else has come in.
 
-        Whatever else it is, None is returned, and nothing has happened: it wants to be received.
+        Whatever else it is, None is returned, and nothing has happened: it wants to be received. What is returned is
+        good until the next one is asked for: it is the same object each time.
         """
-        layout = self._layout
-        if layout is None or len(data) > MAX_LINE or 0 in data or len(self._buffer) > 1:
+        layout, length = self._layout, len(data)
+        if layout is None or self._buffer is not _NEWLINE or length > MAX_LINE or 0 in data:
             return None
-        tail = self._tail
-        if data.endswith(tail):  # as good as it was last time; not to look again saves another 0.3 µs
-            found = layout.head(data, 0, len(data) - len(tail))
+        if data.endswith(self._tail):  # as good as it was last time; not to look again saves another 0.3 µs
+            found = layout.head(data, 0, length - len(self._tail))
         elif found := layout.whole(data):
             self._tail = data[found.end(len(ATTRIBUTES)) + 1 :]
-        return Request(data, found.groups()) if found else None  # type: ignore[arg-type]  # so many groups it has
+        if found is None:
+            return None
+        request = self._request
+        request._lines, request.values = data, found.groups()  # type: ignore[assignment]  # so many groups it has
+        return request
 
     def receive(self, data: bytes) -> None:
         """Take what has come in; then ask for `next_request` until there is none."""
@@ -208,7 +213,7 @@ class RequestReader:
             return None
         lines = self._buffer[start : end + 1]
         if end + 2 == len(self._buffer):
-            self._buffer = b"\n"
+            self._buffer = _NEWLINE
             self._start = self._checked = 0
         else:
             self._start = self._checked = end + 1

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from policyd.accepting import LEAST, RESERVE, RETRY
-from tests.bench.__main__ import cpu_seconds
+from tests.bench.machine import cpu_seconds
 from tests.daemon import Address, Connection, Policyd, request
 from tests.waiting import until
 
