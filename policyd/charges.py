@@ -65,7 +65,7 @@ def count(
     """
     account = transaction.account
     limits, windows = account.limits, account.windows
-    spared = [exceeded.limit for exceeded in passing]
+    spared = [exceeded.limit for exceeded in passing] if passing else ()
     if recipients:
         for index, _, _, slice_ in limits.recipients:
             window = windows[index]

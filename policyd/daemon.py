@@ -82,9 +82,8 @@ Ask it with policyctl.
 exit status: 0 ended by SIGTERM; 1 cannot start; 2 wrong usage; 78 the config has errors"""
 
 
-def boot_time() -> float:
-    """Return seconds of a clock that never steps back and counts suspend."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+boot_time = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+"""Returns seconds of a clock that never steps back and counts suspend."""
 
 
 def to_wall(now: float) -> float:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv6Address, ip_address, ip_network
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from policyd.actions import Action, parse_action
 from policyd.wire import key
@@ -87,14 +87,9 @@ class Limit:
         return f"more than {self.max} {self.count} in {where}"
 
 
-class Concerned(NamedTuple):
-    """What has to be known of a limit on events in a window to count one more."""
-
-    place: int
-    """The limit's, and its window's."""
-    period: float
-    max: float
-    slice: float
+Concerned = tuple[int, float, float, float]
+"""What has to be known of a limit to count one more event in its window: the limit's place, which is the window's too,
+the period, the maximum, the slice."""
 
 
 class Limits(tuple[Limit, ...]):
@@ -114,7 +109,7 @@ class Limits(tuple[Limit, ...]):
         )
         self.recipients, self.messages = (
             tuple(
-                Concerned(index, limit.period, most, limit.slice)
+                (index, limit.period, most, limit.slice)
                 for index, (limit, most) in enumerate(zip(self, maxima, strict=True))
                 if limit.count == count and limit.period is not None
             )

@@ -25,7 +25,7 @@ from policyd.locks import Report
 from policyd.policy import Policy
 from policyd.records import Span, account_record, lock_record, restore_account, restore_lock
 
-COLLECT = 0.75
+COLLECT = 0.9
 """Seconds between two looks at what has changed."""
 
 SLICE = 50
@@ -36,7 +36,7 @@ AT_ONCE = 100
 """Pieces of work on all accounts (64 there are, and one for each 1,000 accounts) that are done in one turn: 20 ms."""
 
 MOST = 1000
-"""Accounts that are stored at one look, in one transaction: 1,300 a second. Where more than that send, answering them
+"""Accounts that are stored at one look, in one transaction: 1,100 a second. Where more than that send, answering them
 goes before storing what they sent, which comes later then; storing an account takes longer than answering it."""
 
 FEW = 500

@@ -106,6 +106,10 @@ class Transaction:
         """Tell whether a request of this instance and account belongs to another message."""
         return instance != self.instance or account != self.account.name
 
+    def is_over(self, now: float) -> bool:
+        """Tell whether it need not be remembered among those that have ended."""
+        return self.last + MEMORY <= now or self.connection is not None
+
     def charged_message(self, window: Window, stamp: float) -> None:
         """Note that the message was counted in a window."""
         self._windows += (window,)
@@ -182,13 +186,10 @@ class Transactions:
         transaction.connection = None
         ended = self._ended
         ended.append(transaction)
-        for _ in range(_AT_ONCE):
-            oldest = ended[0]
-            if len(ended) <= self._size and oldest.connection is None and oldest.last + MEMORY > now:
-                break
+        forgotten = 0
+        while ended and forgotten < _AT_ONCE and (len(ended) > self._size or ended[0].is_over(now)):
             self._forget(ended.popleft())
-            if not ended:
-                break
+            forgotten += 1
         return transaction
 
     def _forget(self, transaction: Transaction) -> None:

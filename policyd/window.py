@@ -74,6 +74,9 @@ class Window:
         stamp = max(now, math.ceil(now / slice_) * slice_) if slice_ else now
         self._total += events
         stamps = self._stamps
+        if events == 1 and self._counts is None and (not stamps or stamps[-1] < stamp):
+            stamps.append(stamp)
+            return stamp
         at, head = len(stamps), self._head
         while at > head and stamps[at - 1] > stamp:
             at -= 1  # behind the end of a slice that has not ended: the window was coarser until a reload
