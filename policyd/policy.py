@@ -49,11 +49,10 @@ class Policy:
         """Return the verdict on a request of `connection`; the caller sends its reply."""
         state_name, _, _, _, instance, login = request.values
         state, judge = self._states.get(state_name, _OTHER_STATE)
-        tally = self.tally
+        tally, transaction = self.tally, connection.transaction
         tally.requests[state] += 1
         if judge is not None and state not in tally.hooks:
             self._saw_first(state)
-        transaction = connection.transaction
         if (
             judge is not None
             and transaction is not None
@@ -162,8 +161,7 @@ class Policy:
         if transaction.asked == asked and now - transaction.last < MEMORY:
             transaction.last = now
             return transaction.answer
-        transaction.last = now
-        accounts = self.accounts
+        transaction.last, accounts = now, self.accounts
         account = transaction.account = accounts.heard(transaction.account, now)
         if account.rules is not accounts.rules:
             account.adopt(accounts.rules)
