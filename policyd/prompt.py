@@ -88,9 +88,7 @@ class PromptReactor(EPollReactor):
                 if data:  # a call of doRead for each of them would cost 1 % of a request
                     try:
                         selectable.protocol.dataReceived(data)
-                    except (
-                        Exception
-                    ) as error:  # it is logged and ends the connection, as with Twisted
+                    except Exception as error:  # it is logged and ends the connection, as with Twisted
                         log.err()
                         self._disconnectSelectable(selectable, error, True)
                     continue
