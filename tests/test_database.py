@@ -271,6 +271,15 @@ def test_opening_again_migrates_nothing(path: Path) -> None:
     assert version_of(path) == SCHEMA_VERSION
 
 
+def test_a_database_of_schema_1_is_taken_over(path: Path) -> None:
+    """Its tables are those of schema 2; what is in them is kept, and read as it was written."""
+    write(path, accounts_of(account("anna", "as it was")))
+    with closing(sqlite3.connect(path)) as older:
+        older.execute("PRAGMA user_version = 1")
+    assert [record for _, record in load(path).accounts.values()] == ["as it was"]
+    assert version_of(path) == SCHEMA_VERSION
+
+
 @pytest.mark.parametrize("journal", ["DELETE", "WAL"])
 def test_a_newer_schema_is_refused_and_not_touched(path: Path, journal: str) -> None:
     """Not a byte of a database that a newer policyd has made is changed."""

@@ -187,6 +187,19 @@ def test_an_event_stored_ahead_of_the_clock_is_taken_for_one_of_now(maximum: int
     assert counts(found, start + 1800 + one.slice) == [0]
 
 
+def test_a_record_of_schema_1_is_read() -> None:
+    """There the stamps were written out, by the wall clock, with the number of events of each."""
+    windows = [
+        ["half-hour", "messages", [SPAN.wall(NOW - 1801), SPAN.wall(NOW - 10)], [3, 1]],
+        ["day", "recipients", [SPAN.wall(NOW - 10)], [5]],
+    ]
+    text = json.dumps({"windows": windows, "tallies": {"refused": 2}, "clients": [], "seen": True})
+    found = account()
+    restore_account(found, text, SPAN, NOW)
+    assert counts(found, NOW) == [None, 1, 5]
+    assert (found.refused, found.seen) == (2, True)
+
+
 def test_a_client_seen_ahead_of_the_clock_was_seen_now() -> None:
     """Nobody reads of a client that will have been seen tomorrow."""
     sender = account()
