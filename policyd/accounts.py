@@ -214,14 +214,6 @@ class Accounts:
             account.changed = True
             self.changed.append(account)
 
-    def all(self, now: float) -> Iterator[Account]:
-        """Yield all accounts, locked ones included. The table must not change meanwhile."""
-        for portion in self.portions():
-            for account in portion:
-                if account.lock or account.heard + MAX_PERIOD > now:
-                    account.adopt(self.rules)
-                    yield account
-
     def portions(self) -> Iterator[list[Account]]:
         """Yield all accounts, some at a time. The table may change between two of them.
 

@@ -82,17 +82,13 @@ class PromptReactor(EPollReactor):
             selectable = selectables.get(descriptor)
             if event == EPOLLIN and selectable.__class__ in _PROMPT:
                 try:
-                    data = selectable.socket.recv(MOST)
-                except OSError:
-                    data = b""
-                if data:  # a call of doRead for each of them would cost 1 % of a request
-                    try:
-                        selectable.protocol.dataReceived(data)
-                    except Exception as error:  # it is logged and ends the connection, as with Twisted
-                        log.err()
-                        self._disconnectSelectable(selectable, error, True)
-                    continue
-            if selectable is not None:
+                    why: Exception | None = selectable.doRead()
+                except Exception as error:  # it is logged and ends the connection, as with Twisted
+                    log.err()
+                    why = error
+                if why is not None:
+                    self._disconnectSelectable(selectable, why, True)
+            elif selectable is not None:
                 log.callWithLogger(selectable, self._doReadOrWrite, selectable, descriptor, event)
 
     doIteration = doPoll

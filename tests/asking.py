@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from policyd import transactions
+from policyd.accounts import Account, Accounts
 from policyd.actions import parse_action
 from policyd.desk import Desk
 from policyd.durations import parse_duration
-from policyd.limits import HOUSE_RULES, UNTIL_UNLOCKED, Count, Limit, Override, Rules
+from policyd.limits import HOUSE_RULES, MAX_PERIOD, UNTIL_UNLOCKED, Count, Limit, Override, Rules
 from policyd.policy import Policy
 from policyd.wire import RequestReader
 
@@ -65,6 +66,14 @@ def request(**attributes: Value) -> bytes:
         for name, value in values.items()
     )
     return b"".join(lines) + b"\n"
+
+
+def all_accounts(accounts: Accounts, now: float) -> Iterator[Account]:
+    """Yield all accounts that are not forgotten at `now`, locked ones included, by the rules in force."""
+    for account in itertools.chain.from_iterable(accounts.portions()):
+        if account.lock or account.heard + MAX_PERIOD > now:
+            account.adopt(accounts.rules)
+            yield account
 
 
 def seeded(seed: int) -> random.Random:

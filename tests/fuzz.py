@@ -25,7 +25,7 @@ from policyd.policy import Policy
 from policyd.transactions import Connection, Receipt, Transaction, Transactions
 from policyd.window import Window
 from policyd.wire import MAX_ATTRIBUTES, MAX_LINE, MAX_REQUEST, ProtocolError, Request, RequestReader
-from tests.asking import EPOCH, limit, override, seeded
+from tests.asking import EPOCH, all_accounts, limit, override, seeded
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -266,7 +266,7 @@ class World:
         ended = [known for known in transactions._known.values() if known.connection is None]
         assert len(current) <= CONNECTIONS
         assert len(ended) <= MAX_ENDED
-        for account in accounts.all(self._now):
+        for account in all_accounts(accounts, self._now):
             assert (account.lock is not None) == (account in accounts.locked)
             for window in filter(None, account.windows):
                 check_window(window)

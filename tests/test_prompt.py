@@ -128,6 +128,7 @@ def test_a_reset_ends_the_connection(listening: Listening) -> None:
     listening.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     listening.client.close()
     listening.until(lambda: listening.server.lost is not None)
+    assert listening.server.transport not in listening.reactor.getReaders()
 
 
 def test_an_exception_ends_its_own_connection_only(listening: Listening) -> None:

@@ -12,7 +12,7 @@ import pytest
 from policyd.accounts import Account
 from policyd.limits import MAX_PERIOD, Limit, Limits, Rules
 from policyd.survey import EFFORT, GLANCES, Sort
-from tests.asking import Mail, limit, override, seeded
+from tests.asking import Mail, all_accounts, limit, override, seeded
 
 SORTS: tuple[Sort, ...] = ("messages", "recipients", "refused")
 
@@ -78,7 +78,7 @@ def share(mail: Mail, account: Account) -> float:
 
 def expected(mail: Mail, sort: Sort, most: int, over: float) -> list[str]:
     """Return the names that have to be listed, found out by looking at each account."""
-    known = [account for account in mail.policy.accounts.all(mail.now) if share(mail, account) >= over]
+    known = [account for account in all_accounts(mail.policy.accounts, mail.now) if share(mail, account) >= over]
     return [account.name for account in nlargest(most, known, key=lambda account: rank(mail, account, sort))]
 
 
