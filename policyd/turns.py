@@ -58,7 +58,7 @@ class Turns:
             self._do_piece(queue)
             if self._reactor.seconds() >= ends:
                 break
-        gc.collect(0)  # what is freed hides from Python how much is made, and one collection would take long in the end
+        gc.collect(1)  # what is freed hides from Python how much is made, and one collection would take long in the end
         self._reactor.callLater(0, self._turn)
 
     def _do_piece(self, queue: deque[_Work]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -133,3 +134,19 @@ def test_without_work_there_are_no_turns(world: World) -> None:
         world.turn()
         assert world.clock.getDelayedCalls() == []
         assert result(done)
+
+
+def test_what_is_made_anew_is_not_left_to_one_long_collection(world: World) -> None:
+    """Where as much is freed as is made, Python does not look through it; in the end it would, all at once."""
+    table: list[list[int]] = [[] for _ in range(300 * PIECES)]
+
+    def renewing() -> Iterator[str]:
+        for start in range(0, len(table), 100):
+            table[start : start + 100] = [[] for _ in range(100)]
+            yield ""
+
+    done = world.turns.take(renewing(), order=True)
+    while not done.called:
+        world.turn()
+    young = {id(thing) for generation in (0, 1) for thing in gc.get_objects(generation)}
+    assert sum(id(row) in young for row in table) <= 100 * PIECES
