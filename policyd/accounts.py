@@ -62,6 +62,7 @@ class Account:
         "held",
         "limits",
         "lock",
+        "maxima",
         "name",
         "newer",
         "observed",
@@ -77,6 +78,7 @@ class Account:
         self.name = name
         self.rules = rules
         self.limits = limits = rules.limits_for(name)
+        self.maxima = limits.maxima
         self.windows = _fresh(limits)
         """One window a limit, in their order; None where the limit is per message."""
         self.lock: Lock | None = None
@@ -106,6 +108,7 @@ class Account:
         known = {(limit.name, limit.count): window for limit, window in zip(self.limits, self.windows, strict=True)}
         self.rules = rules
         self.limits = rules.limits_for(self.name)
+        self.maxima = self.limits.maxima
         self.windows = tuple(
             None if limit.period is None else known.get((limit.name, limit.count)) or Window() for limit in self.limits
         )

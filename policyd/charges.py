@@ -64,16 +64,16 @@ def count(
     What it exceeds is not counted where it exceeds; in the others it has to be: the mail goes out.
     """
     account = transaction.account
-    limits, windows = account.limits, account.windows
+    limits, maxima, windows = account.limits, account.maxima, account.windows
     spared = [exceeded.limit for exceeded in passing] if passing else ()
     if recipients:
-        for index, _, _, slice_ in limits.recipients:
+        for index, _, _, slice_ in maxima.recipients:
             window = windows[index]
             if window is not None and not (spared and limits[index] in spared):
                 transaction.charged_recipients(window, window.add(now, recipients, slice_), recipients)
         transaction.recipients += recipients
     if messages:
-        for index, _, _, slice_ in limits.messages:
+        for index, _, _, slice_ in maxima.messages:
             window = windows[index]
             if window is not None and not (spared and limits[index] in spared):
                 transaction.charged_message(window, window.add(now, messages, slice_))
@@ -85,19 +85,19 @@ def charge(transaction: Transaction, messages: int, recipients: int, now: float)
 
     `check` and `count` do the same more slowly, and tell what would be exceeded.
     """
-    limits, total = transaction.account.limits, transaction.recipients + recipients
-    if recipients and total > limits.recipients_per_message:
+    maxima, total = transaction.account.maxima, transaction.recipients + recipients
+    if recipients and total > maxima.recipients_per_message:
         return False
-    if not messages and not limits.recipients:  # at RCPT, by the house rules: there is no window to be counted in
+    if not messages and not maxima.recipients:  # at RCPT, by the house rules: there is no window to be counted in
         transaction.recipients = total
         return True
     windows = transaction.account.windows
     if recipients:
-        for place, period, most, _ in limits.recipients:
+        for place, period, most, _ in maxima.recipients:
             if windows[place].count(now, period) + recipients > most:  # type: ignore[union-attr]  # it is a window's place
                 return False
     if messages:
-        for place, period, most, _ in limits.messages:
+        for place, period, most, _ in maxima.messages:
             if windows[place].count(now, period) + messages > most:  # type: ignore[union-attr]
                 return False
     count(transaction, messages, recipients, now)

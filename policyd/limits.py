@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Literal
@@ -92,29 +92,36 @@ Concerned = tuple[int, float, float, float]
 the period, the maximum, the slice."""
 
 
-class Limits(tuple[Limit, ...]):
-    """An account's limits in the config's order, and what each request wants to know of them, found out once."""
+class Maxima:
+    """What each request wants to know of an account's limits, found out once."""
 
-    recipients_per_message: float
-    """The least maximum of recipients in one message; infinite where there is none."""
-    recipients: tuple[Concerned, ...]
-    """The windows of recipients."""
-    messages: tuple[Concerned, ...]
-    """The windows of messages."""
+    __slots__ = ("messages", "recipients", "recipients_per_message")
 
-    def __init__(self, limits: Iterable[Limit]) -> None:
-        maxima = [math.inf if limit.max is None else limit.max for limit in self]
-        self.recipients_per_message = min(
-            (most for limit, most in zip(self, maxima, strict=True) if limit.period is None), default=math.inf
+    def __init__(self, limits: Sequence[Limit]) -> None:
+        maxima = [math.inf if limit.max is None else limit.max for limit in limits]
+        self.recipients_per_message: float = min(
+            (most for limit, most in zip(limits, maxima, strict=True) if limit.period is None), default=math.inf
         )
-        self.recipients, self.messages = (
+        """The least maximum of recipients in one message; infinite where there is none."""
+        windows: list[tuple[Concerned, ...]] = [
             tuple(
                 (index, limit.period, most, limit.slice)
-                for index, (limit, most) in enumerate(zip(self, maxima, strict=True))
+                for index, (limit, most) in enumerate(zip(limits, maxima, strict=True))
                 if limit.count == count and limit.period is not None
             )
             for count in ("recipients", "messages")
-        )
+        ]
+        self.recipients, self.messages = windows
+        """The windows of each."""
+
+
+class Limits(tuple[Limit, ...]):
+    """An account's limits in the config's order, and their maxima."""
+
+    maxima: Maxima
+
+    def __init__(self, limits: Iterable[Limit]) -> None:
+        self.maxima = Maxima(self)
 
 
 HOUSE_RULES = Limits(

@@ -73,13 +73,13 @@ class Policy:
         self, state: str, judge: Judge | None, request: Request, connection: Connection, now: float
     ) -> Verdict:
         """Return the verdict on a request that may begin another message, or belong to none."""
-        rules, login = self.accounts.rules, request.sasl_username
+        rules, (_, _, _, _, instance, login) = self.accounts.rules, request.values
         if login and rules.login_decides:
             name = rules.account_known_by("sasl_username", login)
         else:
             name = rules.account_of(request.get)
         transaction = connection.transaction
-        if transaction is not None and request.instance and transaction.is_other(request.instance, name):
+        if transaction is not None and instance and transaction.is_other(instance, name):
             self.leave(connection, now)
         if not name:
             return PASS
@@ -121,21 +121,21 @@ class Policy:
         if account.lock is not None:
             self.locks.expire_one(account, now)
         account.seen = True
-        if client := request.client_address:
+        if client := request.values[1]:
             account.note_client(client, now)
         return account
 
     def _transaction(self, name: str, request: Request, connection: Connection, now: float) -> Transaction:
         """Return the transaction that a request belongs to, one of its own if it has no instance."""
-        transaction = connection.transaction
-        if transaction is not None and transaction.connection is connection and request.instance:
+        transaction, instance = connection.transaction, request.values[4]
+        if transaction is not None and transaction.connection is connection and instance:
             if transaction.answer.effect is Effect.REFUSED:
                 transaction.asked = None  # on the connection that was told no, it is the SMTP client who repeats
             return transaction
         account = self._account(name, request, now)
-        if not request.instance:
+        if not instance:
             return Transaction(b"", account)
-        transaction = self.transactions.begin(request.instance, account, connection, now)
+        transaction = self.transactions.begin(instance, account, connection, now)
         if transaction.returned:
             self._charge_again(transaction, now)
         return transaction
@@ -194,7 +194,7 @@ class Policy:
 
     def _data(self, request: Request, transaction: Transaction, now: float) -> Verdict:
         answer = self._judge_data(request, transaction, now)
-        transaction.data_asked = answer.effect is not Effect.REFUSED
+        transaction.data_asked = answer is PASS or answer.effect is not Effect.REFUSED
         if answer is PASS:
             return answer
         if answer.effect is not Effect.PASSED:

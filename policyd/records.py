@@ -75,8 +75,8 @@ def account_record(account: Account, span: Span, now: float) -> AccountRecord:
     """
     windows = []
     last = now
-    limits = account.limits
-    for place, period, _, _ in (*limits.messages, *limits.recipients):
+    limits, maxima = account.limits, account.maxima
+    for place, period, _, _ in (*maxima.messages, *maxima.recipients):
         window = account.windows[place]
         if window is not None and window.count(now, period):
             stamps, events = window.packed()

@@ -187,9 +187,10 @@ class RequestReader:
         layout, length = self._layout, len(data)
         if layout is None or self._buffer is not _NEWLINE or length > MAX_LINE or 0 in data:
             return None
-        if data.endswith(self._tail):  # as good as it was last time; not to look again saves another 0.3 µs
-            found = layout.head(data, 0, length - len(self._tail))
-        elif found := layout.whole(data):
+        head, whole, tail = layout.head, layout.whole, self._tail
+        if data.endswith(tail):  # as good as it was last time; not to look again saves another 0.3 µs
+            found = head(data, 0, length - len(tail))
+        elif found := whole(data):
             self._tail = data[found.end(len(ATTRIBUTES)) + 1 :]
         if found is None:
             return None
