@@ -5,10 +5,9 @@ Whatever goes wrong ends in a CtlError, whose lines say in plain words what is t
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Sequence
@@ -20,6 +19,12 @@ from policyd.ctl_text import Json
 
 DONE, REFUSED, USAGE, NOT_RUNNING, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit statuses of policyctl."""
+
+BAD_REQUEST = 400
+"""The first HTTP status that tells of an error."""
+
+RECEIVED = 256 * 1024
+"""Bytes that are read at once."""
 
 PATIENCE = 10.0
 """Seconds within which a daemon that is alive has answered, to the last byte."""
@@ -50,15 +55,10 @@ class PatientSocket(socket.socket):
         self._deadline = time.monotonic() + patience
         self._patient()
 
-    def recv_into(self, *arguments: Any) -> int:
-        """Read into a buffer, as http.client does; raises TimeoutError when time is over."""
+    def receive(self) -> bytes:
+        """Read some bytes, none when the other side has hung up; raises TimeoutError when time is over."""
         self._patient()
-        return super().recv_into(*arguments)
-
-    def sendall(self, *arguments: Any) -> None:
-        """Write it all; raises TimeoutError when time is over."""
-        self._patient()
-        super().sendall(*arguments)
+        return self.recv(RECEIVED)
 
     def _patient(self) -> None:
         left = self._deadline - time.monotonic()
@@ -67,35 +67,17 @@ class PatientSocket(socket.socket):
         self.settimeout(left)
 
 
-class UnixConnection(http.client.HTTPConnection):
-    """HTTP over a unix stream socket."""
-
-    def __init__(self, path: str, patience: float) -> None:
-        super().__init__("localhost")
-        self._path = path
-        self._patience = patience
-
-    def connect(self) -> None:
-        """Connect to the socket's path; raises OSError."""
-        self.sock = PatientSocket(self._patience)
-        try:
-            self.sock.connect(self._path)
-        except BaseException:
-            self.close()
-            raise
-
-
 def ask(places: Sequence[str], question: Question, patience: float = PATIENCE) -> Json:
     """Return the answer of the daemon that listens at the first of `places` where one does; raises CtlError."""
     path, connection = _connected(places, patience)
-    with contextlib.closing(connection):
+    with connection:
         status, reason, content = _exchange(connection, path, question, patience)
     try:
         value = json.loads(content, parse_constant=_no_json)
     except (ValueError, RecursionError):
-        what = "the answer" if status < http.client.BAD_REQUEST else f"the answer, {status} {reason},"
+        what = "the answer" if status < BAD_REQUEST else f"the answer, {status} {reason},"
         raise CtlError(REFUSED, f"{what} on {path} is no JSON: is this policyd's control socket?") from None
-    if status < http.client.BAD_REQUEST:
+    if status < BAD_REQUEST:
         return value
     refusal = value if isinstance(value, dict) else {}
     problems = refusal.get("problems")
@@ -107,12 +89,11 @@ def _no_json(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 
-def _connected(places: Sequence[str], patience: float) -> tuple[str, UnixConnection]:
+def _connected(places: Sequence[str], patience: float) -> tuple[str, PatientSocket]:
     closed_to_us = None
     for path in places:
-        connection = UnixConnection(path, patience)
         try:
-            connection.connect()
+            return path, _connect(path, patience)
         except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
             continue
         except PermissionError:
@@ -123,8 +104,6 @@ def _connected(places: Sequence[str], patience: float) -> tuple[str, UnixConnect
             ) from None
         except OSError as error:
             raise CtlError(NOT_RUNNING, f"cannot connect to {path}: {error.strerror or error}") from None
-        else:
-            return path, connection
     if closed_to_us:
         raise CtlError(NOT_RUNNING, _permission_denied(Path(closed_to_us)))
     raise CtlError(
@@ -132,6 +111,16 @@ def _connected(places: Sequence[str], patience: float) -> tuple[str, UnixConnect
         f"policyd is not running: nothing listens on {' or '.join(places)}. "
         "Check that it is started (systemctl status policyd), and that this is its socket (see policyctl --help)",
     )
+
+
+def _connect(path: str, patience: float) -> PatientSocket:
+    connection = PatientSocket(patience)
+    try:
+        connection.connect(path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _permission_denied(path: Path) -> str:
@@ -155,20 +144,29 @@ def _permission_denied(path: Path) -> str:
     )
 
 
-def _exchange(connection: UnixConnection, path: str, question: Question, patience: float) -> tuple[int, str, bytes]:
-    method, body, headers, doubt = "GET", None, {"Accept": "application/json"}, ""
+def _exchange(connection: PatientSocket, path: str, question: Question, patience: float) -> tuple[int, str, bytes]:
+    """Ask by HTTP/1.0, and return the answer's status, reason and body: all that comes until the daemon hangs up.
+
+    http.client does more, and takes longer to import than all else that policyctl does.
+    """
+    head, body, doubt = f"GET {question.path} HTTP/1.0", b"", ""
     if question.body is not None:
-        method, body, doubt = "POST", json.dumps(question.body).encode(), "; whether it has done it is not known"
-        headers["Content-Type"] = "application/json"
+        body, doubt = json.dumps(question.body).encode(), "; whether it has done it is not known"
+        head = f"POST {question.path} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     try:
-        connection.request(method, question.path, body, headers)
-        response = connection.getresponse()
-        return response.status, response.reason, response.read()
+        connection.sendall(f"{head}\r\nHost: localhost\r\nAccept: application/json\r\n\r\n".encode() + body)
+        answer = b"".join(iter(connection.receive, b""))
     except TimeoutError:
         problem = f"policyd has not answered on {path} within {patience:g} s: it hangs, see its log{doubt}"
         raise CtlError(NOT_RUNNING, problem) from None
-    except (OSError, http.client.IncompleteRead):
+    except OSError:
+        answer = b""
+    told, end, content = answer.partition(b"\r\n\r\n")
+    status = re.match(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: ([^\r\n]*))?(?:\r\n|$)", told)
+    length = re.search(rb"(?im)^content-length: *([0-9]{1,18})\r?$", told)
+    if answer and not status:
+        raise CtlError(REFUSED, f"the answer on {path} is no HTTP: is this policyd's control socket?")
+    if not status or not end or (length and len(content) < int(length[1])):
         problem = f"policyd broke off on {path} before it had answered: it was stopped or died, see its log{doubt}"
-        raise CtlError(NOT_RUNNING, problem) from None
-    except (http.client.HTTPException, ValueError):
-        raise CtlError(REFUSED, f"the answer on {path} is no HTTP: is this policyd's control socket?") from None
+        raise CtlError(NOT_RUNNING, problem)
+    return int(status[1]), (status[2] or b"").decode("latin-1"), content

@@ -91,7 +91,7 @@ def test_a_config_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 AS_NOBODY = f"""
-import grp, os, shutil, sys
+import grp, locale, os, shutil, sys
 from policyd.ctl import main
 if not os.geteuid():
     os.setgroups([])
