@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from policyd.limits import MAX_PERIOD, Limits, Rules
@@ -26,6 +26,22 @@ _AT_ONCE = 2
 _SHARD = 63
 """The bits of a name's hash that tell which dict an account lies in. One dict of a million would stop all for 30 ms
 when it has to grow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What an account did in the time for which a lock was made: so that a person can tell a newsletter from a bot."""
+
+    first: float | None
+    """Wall clock: the first event that counted; None where nothing is known of it."""
+    messages: int = 0
+    """Those it sent, tried to send or had held, as far as the history has them; so are all below."""
+    recipients: int = 0
+    clients: tuple[tuple[str, int], ...] = ()
+    """The client addresses with most messages, and how many those are; then the same of envelope senders."""
+    senders: tuple[tuple[str, int], ...] = ()
+    queue_ids: tuple[str, ...] = ()
+    """The latest ones, the last first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +63,7 @@ class Lock:
     """The answer to all that the account asks while it is locked."""
     uid: int | None = None
     """The user id of who locked it by hand."""
+    evidence: Evidence | None = None
 
 
 class Account:
@@ -237,6 +254,12 @@ class Accounts:
         self.restore_lock(account, lock)
         account.attempts_while_locked = 0
         self._note_lock(account)
+
+    def add_evidence(self, account: Account, lock: Lock, evidence: Evidence) -> None:
+        """Have a lock say why, if it is still in place."""
+        if account.lock is lock:
+            account.lock = replace(lock, evidence=evidence)
+            self._note_lock(account)
 
     def unlock(self, account: Account) -> None:
         """Free an account; its windows start anew, so that it does not relock at once."""

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple, TypeVar
 from policyd.config import ConfigError
 from policyd.desk import Desk
 from policyd.durations import format_duration, parse_duration
+from policyd.history import VERDICTS, Message, NoHistoryError, Wanted
 from policyd.limits import UNTIL_UNLOCKED
+from policyd.locks import utc
 from policyd.sections import MAX_LOCK
 from policyd.survey import Json, Sort
 
@@ -26,6 +28,17 @@ MAX_ACCOUNTS = 100_000
 UNLOCKS = 10
 """Accounts that are freed in one piece: each is a line of the log."""
 
+MAX_MESSAGES = 100_000
+"""Messages of the history in one answer."""
+
+MAX_QUEUE_IDS = 100
+
+MAX_SINCE = 1e9
+"""Seconds."""
+
+MESSAGES = 100
+"""Messages of the history in one piece of an answer's text."""
+
 NAMES = 1000
 """Names in one piece of an answer's text."""
 
@@ -35,6 +48,9 @@ PROBLEMS = 200
 T = TypeVar("T")
 
 _SORTS: tuple[Sort, ...] = ("messages", "recipients", "refused")
+
+Find = Callable[[Wanted], Awaitable[list[Message]]]
+"""Finds messages of the history; raises NoHistoryError, and OSError where it cannot be read."""
 
 Reload = Callable[[str, "int | None"], Awaitable[tuple[list[str], list[str]]]]
 """Reads the config anew, for a user of this name and id; tells what changed and what takes a restart to change.
@@ -105,13 +121,15 @@ class Call:
 class Api:
     """The calls, and what each does at the desk."""
 
-    def __init__(self, desk: Desk, reload: Reload) -> None:
+    def __init__(self, desk: Desk, reload: Reload, find: Find | None = None) -> None:
         self._desk = desk
         self._reload = reload
+        self._find = find
         self._calls: dict[tuple[bytes, bytes], Callable[[Call], Any]] = {
             (b"GET", b"/status"): self._status,
             (b"GET", b"/accounts"): self._accounts,
             (b"GET", b"/locked"): self._locked,
+            (b"GET", b"/history"): self._history,
             (b"POST", b"/lock"): self._lock,
             (b"POST", b"/unlock"): self._unlock,
             (b"POST", b"/reset"): self._reset,
@@ -119,7 +137,7 @@ class Api:
         }
 
     def answer(self, method: bytes, path: bytes, call: Call) -> Any:
-        """Return what a call comes to: a JSON value, or an awaitable of one, or the text of one in pieces.
+        """Return what a call comes to: a JSON value, or the text of one in pieces, or an awaitable of either.
 
         Raises RefusedError, as awaiting it may.
         """
@@ -144,6 +162,35 @@ class Api:
 
     def _locked(self, call: Call) -> Iterator[str]:
         return _list_text(self._desk.locks(call.now))
+
+    async def _history(self, call: Call) -> Iterator[str]:
+        wanted, most = self._wanted(call)
+        if self._find is None:
+            raise RefusedError("no history is kept")
+        try:
+            found = await self._find(wanted)
+        except NoHistoryError as error:
+            raise RefusedError(str(error)) from error
+        except OSError as error:
+            raise RefusedError(f"the history cannot be read: {error}", 503) from error
+        return _messages_text(found[:most], more=len(found) > most)
+
+    def _wanted(self, call: Call) -> tuple[Wanted, int]:
+        """Return which messages are asked for, one more than are to be shown."""
+        values = call.values
+        most, since = call.number("n", 1000, MAX_MESSAGES), call.number("since", None, MAX_SINCE)
+        ids, verdict = values.get("queue_id", []), values.get("verdict")
+        if most is None or most != int(most):
+            raise RefusedError("n: want a whole number")
+        if verdict is not None and verdict not in VERDICTS:
+            raise RefusedError(f"verdict: want one of {', '.join(VERDICTS)}")
+        if len(ids) > MAX_QUEUE_IDS:
+            raise RefusedError(f"queue_id: want at most {MAX_QUEUE_IDS} of them")
+        if not ids and "account" not in values:
+            raise RefusedError("account is missing")
+        account = self._desk.known(call.text("account"), call.now) if "account" in values else None
+        earliest = 0.0 if since is None else self._desk.wall(call.now) - since
+        return Wanted(account, tuple(ids), earliest, verdict, int(most) + 1), int(most)
 
     def _lock(self, call: Call) -> Json:
         account, reason = call.text("account"), call.text("reason", MAX_REASON)
@@ -191,6 +238,17 @@ class Api:
         except ConfigError as error:
             raise RefusedError("the config has errors; the old one stays in force", 422, error.problems) from error
         return {"changed": changed, "needs_restart": restart}
+
+
+def _messages_text(messages: Sequence[Message], *, more: bool) -> Iterator[str]:
+    yield '{"messages": '
+    yield from _list_text([_message(message) for message in part] for part in _parts(messages, MESSAGES))
+    yield f', "more": {json.dumps(more)}}}'
+
+
+def _message(message: Message) -> Json:
+    times = {name: utc(getattr(message, name), "microseconds") for name in ("began", "at")}
+    return {**message._asdict(), **times}
 
 
 def _list_text(parts: Iterable[Sequence[Any]]) -> Iterator[str]:

@@ -12,7 +12,15 @@ from pathlib import Path
 from policyd import sections
 from policyd.durations import format_duration
 from policyd.limits import HOUSE_RULES, UNTIL_UNLOCKED, Limit, Override, Rules
-from policyd.sections import DEFAULT_ATTRIBUTES, DEFAULT_LOWERCASE, DEFAULT_MAX_ACCOUNTS, EndpointProblem, optional
+from policyd.sections import (
+    DEFAULT_ATTRIBUTES,
+    DEFAULT_HISTORY,
+    DEFAULT_HISTORY_ROWS,
+    DEFAULT_LOWERCASE,
+    DEFAULT_MAX_ACCOUNTS,
+    EndpointProblem,
+    optional,
+)
 from policyd.yamlnodes import ConfigProblem, NotYamlError, Problems, Value, compose
 
 __all__ = ["Config", "ConfigError", "ConfigProblem", "changes", "needs_restart", "parse_config", "read_config"]
@@ -22,7 +30,18 @@ MAX_CONFIG = 1024 * 1024
 
 DEFAULT_LISTEN: tuple[str, ...] = ("tcp:10045:interface=127.0.0.1",)
 
-_SECTIONS = ("listen", "control", "database", "max_accounts", "account", "limits", "overrides", "observe")
+_SECTIONS = (
+    "listen",
+    "control",
+    "database",
+    "history",
+    "history_rows",
+    "max_accounts",
+    "account",
+    "limits",
+    "overrides",
+    "observe",
+)
 
 
 def _accept_all(_endpoint: str) -> None:
@@ -38,6 +57,10 @@ class Config:
     """Path of the control socket; None: the default place."""
     database: str | None = None
     """Path of the database; `none`: there is none; None: the default place."""
+    history: float = DEFAULT_HISTORY
+    """Seconds for which messages are remembered; 0: none is."""
+    history_rows: int = DEFAULT_HISTORY_ROWS
+    """Messages that are remembered at the most."""
     max_accounts: int = DEFAULT_MAX_ACCOUNTS
     """Accounts that are remembered."""
     attributes: tuple[str, ...] = DEFAULT_ATTRIBUTES
@@ -131,6 +154,8 @@ _SHOWN_KEYS: tuple[tuple[str, Callable[[Config], str]], ...] = (
     ("listen", lambda config: ", ".join(config.listen)),
     ("control", lambda config: config.control or "the default place"),
     ("database", lambda config: config.database or "the default place"),
+    ("history", lambda config: format_duration(config.history) if config.history else "0"),
+    ("history_rows", lambda config: str(config.history_rows)),
     ("max_accounts", lambda config: str(config.max_accounts)),
     ("account.attributes", lambda config: ", ".join(config.attributes)),
     ("account.lowercase", lambda config: str(config.lowercase).lower()),
@@ -196,6 +221,8 @@ def _config(root: Value, endpoint_problem: EndpointProblem) -> Config:
         listen=optional(fields, "listen", lambda value: sections.listen(value, endpoint_problem), DEFAULT_LISTEN),
         control=optional(fields, "control", sections.control, None),
         database=optional(fields, "database", sections.database, None),
+        history=optional(fields, "history", sections.history, DEFAULT_HISTORY),
+        history_rows=optional(fields, "history_rows", sections.history_rows, DEFAULT_HISTORY_ROWS),
         max_accounts=optional(fields, "max_accounts", sections.max_accounts, DEFAULT_MAX_ACCOUNTS),
         attributes=attributes,
         lowercase=lowercase,

@@ -42,6 +42,9 @@ CLOSING = 8
 TIMEOUT = 60
 """Seconds for which a connection may say nothing."""
 
+_LISTS = ("queue_id",)
+"""What may be given several times in a question."""
+
 _CLOSED = Failure(ConnectionDone())
 _CREDENTIALS = struct.Struct("3i")
 
@@ -129,12 +132,14 @@ class ControlResource(Resource):
         caller = _caller(request) if order else NOBODY
         call = Call(_values(request), caller, self._reactor.seconds())
         answer = self._api.answer(request.method, request.path, call)
+        if isinstance(answer, Awaitable):
+            answer = await answer
         if isinstance(answer, Iterator):
             work = self._turns.take(answer, order=order)
             if not order:
                 request.notifyFinish().addErrback(lambda _: work.cancel())
             return await work
-        return _encoded(await answer if isinstance(answer, Awaitable) else answer)
+        return _encoded(answer)
 
 
 @implementer(IPushProducer)
@@ -248,9 +253,11 @@ def _encoded(answer: object) -> list[bytes]:
 
 def _values(request: HTTPRequest) -> Json:
     if request.method == b"GET":
-        return {
-            name.decode(errors="replace"): given[-1].decode(errors="replace") for name, given in request.args.items()
+        given = {
+            name.decode(errors="replace"): [value.decode(errors="replace") for value in values]
+            for name, values in request.args.items()
         }
+        return {name: values if name in _LISTS else values[-1] for name, values in given.items()}
     body = request.content.read() if request.content else b""
     if not body:
         return {}

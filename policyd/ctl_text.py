@@ -91,6 +91,7 @@ def account(value: Json, screen: Screen) -> list[str]:
     lines = []
     if lock:
         lines += [_lock_sentence(name, "is LOCKED", lock, screen), *_lock_fields(name, lock, screen)]
+        lines += _evidence(value, screen)
     elif value["seen"]:
         lines += [f"{name} is not locked"]
     if not value["seen"]:
@@ -103,6 +104,23 @@ def account(value: Json, screen: Screen) -> list[str]:
         rows = [(client["address"], _when(client["last"], screen)) for client in value["clients"]]
         lines += ["", "recent clients", *_rows((Column(""), Column("")), rows, screen)]
     return _shown(lines)
+
+
+def _evidence(value: Json, screen: Screen) -> list[str]:
+    """Tell what led to an account's lock, and what it has tried since."""
+    evidence, since = value.get("evidence"), value["attempts_while_locked"]
+    if not evidence:
+        return []
+    fields: list[tuple[str, object]] = []
+    if evidence["first"]:
+        fields += [("first", _when(evidence["first"], screen))]
+    if evidence["messages"]:
+        sent = f"{_counted(evidence['messages'], 'message')} to {_counted(evidence['recipients'], 'recipient')}"
+        fields += [("sent", sent)]
+    for key, each in (("clients", "address"), ("senders", "sender")):
+        fields += [(key, ", ".join(f"{found[each]} ({found['messages']})" for found in evidence[key]))]
+    fields += [("latest", " ".join(evidence["queue_ids"])), ("since then", f"{since} tried")]
+    return ["", "what led to it", *_fields(*(field for field in fields if field[1]))]
 
 
 TALLIES = (

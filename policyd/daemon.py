@@ -24,11 +24,13 @@ from twisted.python.failure import Failure
 from policyd import __version__, paths
 from policyd.accepting import Accepting, raise_limit
 from policyd.activation import endpoint_of, ignored, listen_on, passed_sockets, started_with
+from policyd.archive import Archive
 from policyd.calls import Api
 from policyd.config import Config, ConfigError, needs_restart
 from policyd.control import control_site
 from policyd.database import NewerDatabaseError
 from policyd.desk import Desk
+from policyd.history import Retention
 from policyd.listening import (
     AlreadyRunningError,
     CannotListenError,
@@ -111,6 +113,7 @@ class Daemon:
         self._policy = Policy(config.rules(), self._log.report, to_wall)
         self._policy.accounts.size = config.max_accounts
         self._storage = self._store()
+        self._archive = Archive(self._policy, self._storage, Retention(config.history, config.history_rows))
         durable = self._storage.durable if self._storage else lambda: None
         self._factory = PolicyFactory(self._policy, reactor, self._log.report, durable)
         self._ports: list[IListeningPort] = []
@@ -130,7 +133,7 @@ class Daemon:
         self._stopping = False
         store = "sqlite" if self._storage else "memory"
         desk = Desk(self._policy, to_wall, boot_time(), self._problems, store)
-        self._site = control_site(Api(desk, self._reloading.order), reactor, self._bug, durable)
+        self._site = control_site(Api(desk, self._reloading.order, self._archive.find), reactor, self._bug, durable)
 
     async def run(self) -> None:
         """Listen, answer, and end when the reactor is told to.
@@ -166,6 +169,7 @@ class Daemon:
         config = self._config = reading.config
         self._policy.accounts.rules = reading.rules
         self._policy.accounts.size = config.max_accounts
+        self._archive.keep(Retention(config.history, config.history_rows))
         self._needs_restart = self._restart_for(config)
         return Reloaded(reading.changed, self._needs_restart)
 
@@ -253,6 +257,7 @@ class Daemon:
         found += [f"{key} has changed in the config, and takes a restart to change" for key in self._needs_restart]
         if self._storage:
             found += [text for text in (self._storage.problem, self._storage.damage) if text]
+        found += self._archive.problems()
         if errors := self._policy.tally.internal_errors:
             found.append(f"internal errors, {errors} so far: see the log")
         return found

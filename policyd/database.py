@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from policyd.records import AccountRecord, LockRecord, Span
+from policyd import history_table
+from policyd.history import FOR_EVER, Retention, Seen
+from policyd.records import AccountRecord, LockRecord, Span, restored, storable
 
-SCHEMA_VERSION = 3
+T = TypeVar("T")
+
+SCHEMA_VERSION = 4
 PRUNE_STEP = 500
 """Rows that one transaction looks at, and removes where their windows have passed."""
 
@@ -52,14 +56,15 @@ _MIGRATIONS = (
     INSERT INTO accounts SELECT * FROM accounts_by_name;
     DROP TABLE accounts_by_name;
     """,  # new accounts lie side by side now, which makes storing a thousand of them take a third of the time
+    f"{history_table.TABLE} ALTER TABLE locks ADD COLUMN evidence TEXT;",
 )
 """What leads from each schema version to the next. An epoch is one run of the daemon: in which boot, how far the wall
 clock was ahead of the boot clock when it started, and how far it was when it was last looked at."""
 
 _ACCOUNTS = "SELECT name, epoch, record, keep_until FROM accounts"
 _LOCKS = (
-    "SELECT epoch, account, recorded, since, until, limit_name, count, locked_by, reason, action, effect, uid"
-    " FROM locks"
+    "SELECT epoch, account, recorded, since, until, limit_name, count, locked_by, reason, action, effect,"
+    " uid, evidence FROM locks"
 )
 """In the order of LockRecord's fields, behind the epoch."""
 
@@ -84,15 +89,17 @@ class Batch:
     hooks: set[str] = field(default_factory=set)
     latest: float | None = None
     """How far the wall clock is ahead of the boot clock now."""
+    messages: list[Seen] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.accounts or self.locks or self.hooks or self.latest is not None)
+        return bool(self.accounts or self.locks or self.hooks or self.messages or self.latest is not None)
 
     def add_newer(self, newer: Batch) -> None:
         """Take over what a newer batch has; that costs no more than the newer one is large."""
         self.accounts.update(newer.accounts)
         self.locks.update(newer.locks)
         self.hooks |= newer.hooks
+        self.messages += newer.messages
         if newer.latest is not None:
             self.latest = newer.latest
 
@@ -145,21 +152,26 @@ class Database:
         with _told_apart():
             spans, passed = self._spans, self._passed(wall)
             accounts = {
-                _restored(name): (spans[epoch], record)
+                restored(name): (spans[epoch], record)
                 for name, epoch, record, keep_until in self._connection.execute(_ACCOUNTS)
                 if keep_until > passed[epoch]
             }
             rows = self._connection.execute(_LOCKS)
-            locks = [(spans[epoch], LockRecord(*map(_restored, row))) for epoch, *row in rows]
+            locks = [(spans[epoch], LockRecord(*map(restored, row))) for epoch, *row in rows]
             hooks = frozenset(hook for (hook,) in self._connection.execute("SELECT hook FROM seen"))
         return Stored(accounts, locks, hooks)
 
-    def write(self, batch: Batch, wall: float) -> None:
+    def ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
+        """Return the answer to a question; raises DamagedDatabaseError, and sqlite3.Error for what may pass."""
+        with _told_apart():
+            return question(self._connection)
+
+    def write(self, batch: Batch, wall: float, retention: Retention = FOR_EVER) -> None:
         """Write a batch, all or nothing, and remove some of what had passed at `wall`; durable on return.
 
         Raises DamagedDatabaseError, and sqlite3.Error for what may pass: a full disk, a lock, a read-only folder.
         """
-        freed = [(_storable(name),) for name, lock in batch.locks.items() if lock is None]
+        freed = [(storable(name),) for name, lock in batch.locks.items() if lock is None]
         locked = [lock for lock in batch.locks.values() if lock is not None]
         self._look_after_file()
         with _told_apart(), _transaction(self._connection) as connection:
@@ -167,14 +179,17 @@ class Database:
             connection.executemany("DELETE FROM locks WHERE account = ?", freed)
             connection.executemany(
                 "INSERT OR REPLACE INTO locks (epoch, account, recorded, since, until, limit_name, count, locked_by,"
-                " reason, action, effect, uid) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [(self._epoch, *map(_storable, astuple(lock))) for lock in locked],
+                " reason, action, effect, uid, evidence) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [(self._epoch, *map(storable, astuple(lock))) for lock in locked],
             )
             connection.executemany("INSERT OR IGNORE INTO seen VALUES (?)", [(hook,) for hook in batch.hooks])
+            span = Span(self._ahead)
+            history_table.insert(connection, [history_table.message(seen, span) for seen in batch.messages])
+            history_table.prune(connection, wall - retention.seconds, retention.rows)
             if batch.latest is not None:
                 connection.execute("UPDATE epochs SET latest = ? WHERE id = ?", (batch.latest, self._epoch))
             self._prune(wall)
-        self._in_log += len(batch.accounts) + len(batch.locks)
+        self._in_log += len(batch.accounts) + len(batch.locks) + len(batch.messages)
         if self._in_log >= CHECKPOINT:
             self._checkpoint()
 
@@ -213,7 +228,7 @@ class Database:
                 f"INSERT INTO accounts (name, epoch, record, keep_until) VALUES {places}"  # noqa: S608
                 " ON CONFLICT (name) DO UPDATE"
                 " SET epoch = excluded.epoch, record = excluded.record, keep_until = excluded.keep_until",
-                [value for a in some for value in (_storable(a.name), self._epoch, a.text, a.keep_until)],
+                [value for a in some for value in (storable(a.name), self._epoch, a.text, a.keep_until)],
             )
 
     def _look_after_file(self) -> None:
@@ -324,17 +339,3 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _storable(value: object) -> object:
-    """SQLite takes no text with lone surrogates, which JSON can bring; such a text is stored as bytes."""
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return value.encode(errors="surrogatepass")
-    return value
-
-
-def _restored(value: Any) -> Any:
-    return value.decode(errors="surrogatepass") if isinstance(value, bytes) else value

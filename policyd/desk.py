@@ -65,12 +65,13 @@ class Desk:
 
     def account(self, name: str, now: float) -> Json:
         """Return one account's limits, lock and tallies."""
-        name = self._known(name, now)
+        name = self.known(name, now)
         account = self._policy.locks.peek(name, now) or Account(name, self._rules, now)
         return {
             "account": name,
             "seen": account.seen,
             "lock": self._lock(account),
+            "evidence": _evidence(account),
             "limits": limits_shown(account, now),
             "refused": account.refused,
             "held": account.held,
@@ -110,28 +111,32 @@ class Desk:
         self, name: str, reason: str, seconds: float, by: str, now: float, *, hold: bool, uid: int | None = None
     ) -> Json:
         """Lock an account by hand."""
-        account = self._policy.locks.by_hand(self._known(name, now), reason, seconds, by, now, hold=hold, uid=uid)
+        account = self._policy.locks.by_hand(self.known(name, now), reason, seconds, by, now, hold=hold, uid=uid)
         return self._lock_of(account)
 
     def unlock(self, names: Sequence[str], by: str, now: float, uid: int | None = None) -> Json:
         """Free accounts; to free one that is free is no error."""
         done: dict[bool, list[str]] = {True: [], False: []}
         for given in names:
-            name = self._known(given, now)
+            name = self.known(given, now)
             done[self._policy.locks.unlock(name, by, now, uid)].append(name)
         return {"unlocked": done[True], "free": done[False]}
 
     def reset(self, name: str, by: str, now: float, uid: int | None = None) -> Json:
         """Forget an account's counts."""
-        name = self._known(name, now)
+        name = self.known(name, now)
         return {"account": name, "seen": self._policy.locks.reset(name, by, now, uid)}
 
-    def _known(self, given: str, now: float) -> str:
+    def known(self, given: str, now: float) -> str:
         """Return an account's name from what a person typed: as it is if there is one of that name.
 
         After a reload that makes names lower-case, those counted before are still there under their old names.
         """
         return given if self._policy.accounts.peek(given, now) else self._rules.named(given)
+
+    def wall(self, now: float) -> float:
+        """Return `now` as seconds since the epoch."""
+        return self._to_wall(now)
 
     @property
     def _rules(self) -> Rules:
@@ -153,3 +158,18 @@ class Desk:
             "reason": lock.reason,
             "action": lock.verdict.word,
         }
+
+
+def _evidence(account: Account) -> Json | None:
+    """Return what led to an account's lock."""
+    evidence = account.lock.evidence if account.lock else None
+    if evidence is None:
+        return None
+    return {
+        "first": None if evidence.first is None else utc(evidence.first),
+        "messages": evidence.messages,
+        "recipients": evidence.recipients,
+        "clients": [{"address": address, "messages": number} for address, number in evidence.clients],
+        "senders": [{"sender": sender, "messages": number} for sender, number in evidence.senders],
+        "queue_ids": list(evidence.queue_ids),
+    }

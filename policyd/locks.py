@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from math import isinf
 
-from policyd.accounts import Account, Accounts, Lock
+from policyd.accounts import Account, Accounts, Evidence, Lock
 from policyd.actions import Effect, one_line
 from policyd.charges import Exceeded
 from policyd.limits import UNTIL_UNLOCKED
@@ -15,13 +15,16 @@ from policyd.verdict import Verdict, verdict
 Report = Callable[[str, Mapping[str, object]], None]
 """Tells what happened: an event word of `log.EVENTS`, and its fields."""
 
+LOOK_BACK = 3600.0
+"""Seconds of an account's past that are evidence where a lock has no window."""
+
 DAEMON = "policyd"
 """Who locked, where no person did."""
 
 
-def utc(seconds: float) -> str:
+def utc(seconds: float, to_the: str = "seconds") -> str:
     """Return seconds since the epoch as ISO 8601 in UTC."""
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec=to_the)
 
 
 class Locks:
@@ -34,14 +37,21 @@ class Locks:
         self._accounts = accounts
         self._report = report
         self._to_wall = to_wall
+        self.gather: Callable[[Account, Lock, float], None] = lambda _account, _lock, _since: None
+        """Finds out what an account has done since a time by the wall clock, for a lock's evidence."""
 
     def by_limit(self, account: Account, exceeded: Exceeded, answer: Verdict, now: float) -> None:
         """Lock an account that has exceeded a limit which locks; it is told `answer` until it is free."""
         limit = exceeded.limit
         locked = verdict(answer.action, answer.effect, by_lock=True)
         until, ends = self._end(UNTIL_UNLOCKED if limit.lock_for is None else limit.lock_for, now)
-        since = self._to_wall(now)
-        self._lock(account, Lock(since, until, ends, limit.name, exceeded.reached, DAEMON, limit.reason, locked))
+        since, first = self._to_wall(now), None
+        if limit.period is not None and exceeded.resets_in is not None:
+            first = self._to_wall(now + exceeded.resets_in - limit.period)
+        lock = Lock(
+            since, until, ends, limit.name, exceeded.reached, DAEMON, limit.reason, locked, None, Evidence(first)
+        )
+        self._lock(account, lock, since - (limit.period or LOOK_BACK))
 
     def by_hand(
         self,
@@ -62,7 +72,9 @@ class Locks:
         else:
             locked = verdict(one_line(f"REJECT 5.7.1 {text}"), Effect.REFUSED, by_lock=True)
         until, ends = self._end(seconds, now)
-        self._lock(account, Lock(self._to_wall(now), until, ends, None, None, by, reason, locked, uid))
+        since = self._to_wall(now)
+        lock = Lock(since, until, ends, None, None, by, reason, locked, uid)
+        self._lock(account, lock, since - LOOK_BACK)
         return account
 
     def unlock(self, name: str, by: str, now: float, uid: int | None = None) -> bool:
@@ -117,7 +129,7 @@ class Locks:
         """Return when a lock for `seconds` ends, by the wall clock and by the one that never steps back."""
         return None if isinf(seconds) else self._to_wall(now + seconds), now + seconds
 
-    def _lock(self, account: Account, lock: Lock) -> None:
+    def _lock(self, account: Account, lock: Lock, since: float) -> None:
         self._accounts.lock(account, lock)
         self._report(
             "lock",
@@ -132,6 +144,7 @@ class Locks:
                 "action": lock.verdict.word,
             },
         )
+        self.gather(account, lock, since)
 
     def expire_one(self, account: Account, now: float) -> bool:
         """Free an account if its lock's time is over; tell whether it was so."""

@@ -12,9 +12,10 @@ from policyd import charges
 from policyd.accounts import Account, Accounts
 from policyd.actions import Effect
 from policyd.charges import Exceeded, charge
+from policyd.history import History, Seen
 from policyd.limits import Rules
 from policyd.locks import Locks, Report
-from policyd.tally import OTHER_STATES, STATES, Tally
+from policyd.tally import END_OF_MESSAGE, OTHER_STATES, STATES, Tally
 from policyd.transactions import MEMORY, Connection, Transaction, Transactions
 from policyd.verdict import PASS, Verdict, verdict
 from policyd.wire import QUEUE_ID, Request
@@ -23,6 +24,7 @@ NO_DATA_SEEN = "no DATA requests seen: messages are counted at RCPT"
 
 Judge = Callable[[Request, Transaction, float], Verdict]
 
+_END_OF_MESSAGE = END_OF_MESSAGE.encode()
 _OTHER_STATE = (OTHER_STATES, None)
 _BEFORE_RCPT = frozenset(("CONNECT", "EHLO", "HELO", "MAIL"))
 _TOLD_AS = {Effect.REFUSED: "refused", Effect.HELD: "held", Effect.PASSED: "warned"}
@@ -38,6 +40,7 @@ class Policy:
         self.accounts = Accounts(rules)
         self.locks = Locks(self.accounts, report, to_wall)
         self.transactions = Transactions()
+        self.history = History()
         self.tally = Tally()
         self._report = report
         judges = {"RCPT": self._rcpt, "DATA": self._data, "END-OF-MESSAGE": self._end_of_message}
@@ -84,7 +87,7 @@ class Policy:
         if not name:
             return PASS
         if judge is None:
-            return self._before_rcpt(request, self._account(name, request, now)) if state in _BEFORE_RCPT else PASS
+            return self._before_rcpt(request, self._account(name, request, now), now) if state in _BEFORE_RCPT else PASS
         connection.login, connection.rules = login, rules if login and rules.login_decides else None
         return self._once(judge, request, self._transaction(name, request, connection, now), now)
 
@@ -95,6 +98,8 @@ class Policy:
         been seen, when nothing can be known of that.
         """
         transaction = self.transactions.leave(connection, now)
+        if transaction and transaction.seen is not None:
+            self.history.left(transaction)
         if transaction and not transaction.data_asked and self.tally.data_seen:
             transaction.returned = transaction.recipients
             transaction.give_back()
@@ -173,28 +178,40 @@ class Policy:
             accounts.note_change(account)
         return answer
 
-    def _before_rcpt(self, request: Request, account: Account) -> Verdict:
+    def _before_rcpt(self, request: Request, account: Account, now: float) -> Verdict:
         self.accounts.note_change(account)
-        return self._tell(self._locked(account) or PASS, account, request)
+        answer = self._locked(account) or PASS
+        if answer is not PASS and self.history.kept and request.protocol_state == b"MAIL":
+            self.history.note(Seen(now, now, account.name, request.lines, 0, answer))
+        return self._tell(answer, account, request)
 
     def _rcpt(self, request: Request, transaction: Transaction, now: float) -> Verdict:
         account = transaction.account
         if account.lock is not None and (locked := self._locked(account)):
             answer = locked
         else:
-            message = 0 if self.tally.data_seen or transaction.message_counted else 1
+            data_seen = self.tally.data_seen
+            message = 0 if data_seen or transaction.message_counted else 1
             if charge(transaction, message, 1, now):
+                if not data_seen and self.history.kept:
+                    self.history.decided(transaction, request, PASS, now, final=False)
                 return PASS
             answer = self._charge_over(request, transaction, message, 1, now)
         if answer.effect is Effect.HELD:
             transaction.held = transaction.held or answer
             if self.tally.data_seen and transaction.instance:
                 return PASS  # it is said at DATA, where the queue id of the message that it holds is known
+        if self.history.kept:
+            self.history.decided(transaction, request, answer, now, final=False)
         return self._tell(answer, account, request)
 
     def _data(self, request: Request, transaction: Transaction, now: float) -> Verdict:
         answer = self._judge_data(request, transaction, now)
         transaction.data_asked = answer is PASS or answer.effect is not Effect.REFUSED
+        if self.history.kept:
+            more = transaction.data_asked and END_OF_MESSAGE in self.tally.hooks and transaction.instance
+            final = not more or request.protocol_state == _END_OF_MESSAGE
+            self.history.decided(transaction, request, answer, now, final=final)
         if answer is PASS:
             return answer
         if answer.effect is not Effect.PASSED:
@@ -225,7 +242,10 @@ class Policy:
         if not transaction.data_asked:
             return self._data(request, transaction, now)
         locked = self._locked(transaction.account)
-        if locked is None or (transaction.held and locked.effect is Effect.HELD):
+        goes_on = locked is None or (transaction.held is not None and locked.effect is Effect.HELD)
+        if self.history.kept:
+            self.history.decided(transaction, request, locked if locked and not goes_on else PASS, now, final=True)
+        if locked is None or goes_on:
             return PASS
         transaction.give_back()
         return self._tell(locked, transaction.account, request)

@@ -10,11 +10,11 @@ import json
 import math
 import struct
 from binascii import a2b_base64, b2a_base64
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from policyd.accounts import Account, Lock
+from policyd.accounts import Account, Evidence, Lock
 from policyd.actions import Effect
 from policyd.limits import MAX_PERIOD
 from policyd.verdict import verdict
@@ -66,6 +66,8 @@ class LockRecord:
     action: str
     effect: str
     uid: int | None
+    evidence: str | None = None
+    """JSON."""
 
 
 def account_record(account: Account, span: Span, now: float) -> AccountRecord:
@@ -139,6 +141,7 @@ def lock_record(account: Account, lock: Lock, span: Span, now: float) -> LockRec
         told.action,
         told.effect.value,
         lock.uid,
+        None if lock.evidence is None else json.dumps(astuple(lock.evidence)),
     )
 
 
@@ -153,4 +156,41 @@ def restore_lock(record: LockRecord, span: Span, now: float, offset: float) -> L
     until = None if math.isinf(ends) else ends + offset
     known = {effect.value: effect for effect in Effect}
     told = verdict(record.action, known.get(record.effect, Effect.REFUSED), by_lock=True)
-    return Lock(record.since, until, ends, record.limit, record.count, record.by, record.reason, told, record.uid)
+    return Lock(
+        record.since,
+        until,
+        ends,
+        record.limit,
+        record.count,
+        record.by,
+        record.reason,
+        told,
+        record.uid,
+        _evidence(record.evidence),
+    )
+
+
+def _evidence(text: str | None) -> Evidence | None:
+    """Return what was stored of a lock's reasons; None for what makes no sense: the lock counts without it."""
+    try:
+        first, messages, recipients, clients, senders, queue_ids = json.loads(text or "")
+        counted = [tuple((str(name), int(number)) for name, number in pairs) for pairs in (clients, senders)]
+        known = first if first is None else float(first)
+        return Evidence(known, int(messages), int(recipients), counted[0], counted[1], tuple(map(str, queue_ids)))
+    except (ValueError, TypeError):
+        return None
+
+
+def storable(value: object) -> object:
+    """SQLite takes no text with lone surrogates, which JSON can bring; such a text is stored as bytes."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return value.encode(errors="surrogatepass")
+    return value
+
+
+def restored(value: Any) -> Any:
+    """Return what was stored."""
+    return value.decode(errors="surrogatepass") if isinstance(value, bytes) else value

@@ -57,6 +57,14 @@ DEFAULT_MAX_ACCOUNTS = 1_000_000
 LEAST_MAX_ACCOUNTS = 1000
 MOST_MAX_ACCOUNTS = 100_000_000
 
+DEFAULT_HISTORY = 7 * 86400.0
+LEAST_HISTORY = 60.0
+MOST_HISTORY = 366 * 86400.0
+
+DEFAULT_HISTORY_ROWS = 1_000_000
+LEAST_HISTORY_ROWS = 1000
+MOST_HISTORY_ROWS = 1_000_000_000
+
 _ACCOUNT_KEYS = ("attributes", "lowercase")
 _LIMIT_KEYS = ("count", "per", "max", "action", "lock", "observe")
 _OVERRIDE_KEYS = ("accounts", "limits")
@@ -73,6 +81,8 @@ _ENDPOINT = "an endpoint string such as tcp:10045:interface=127.0.0.1"
 _ENDPOINTS = "a list of endpoint strings such as [tcp:10045:interface=127.0.0.1]"
 _ATTRIBUTES = "a list of policy attributes such as [sasl_username]"
 _MAX_ACCOUNTS = f"a whole number from {LEAST_MAX_ACCOUNTS} to {MOST_MAX_ACCOUNTS}"
+_HISTORY = "a duration from 1m to 366d such as 7d, or 0"
+_HISTORY_ROWS = f"a whole number from {LEAST_HISTORY_ROWS} to {MOST_HISTORY_ROWS}"
 _GLOB = "an account name or shell glob, in quotes"
 _GLOBS = 'a list of account names or shell globs such as ["*@lists.example.com"]'
 _MAXIMA = "a mapping of limits to their maxima"
@@ -153,6 +163,23 @@ def max_accounts(value: Value) -> int | None:
     number = value.whole_number(_MAX_ACCOUNTS)
     if number is not None and not LEAST_MAX_ACCOUNTS <= number <= MOST_MAX_ACCOUNTS:
         value.refuse(_MAX_ACCOUNTS)
+    return number
+
+
+def history(value: Value) -> float | None:
+    """Read for how many seconds the history is kept; 0: there is none."""
+    text = value.written or ""
+    seconds = 0.0 if text == "0" or value.as_truth() is False else _seconds(text, LEAST_HISTORY, MOST_HISTORY)
+    if seconds is None:
+        value.refuse(_HISTORY)
+    return seconds
+
+
+def history_rows(value: Value) -> int | None:
+    """Read how many messages the history has at the most."""
+    number = value.whole_number(_HISTORY_ROWS)
+    if number is not None and not LEAST_HISTORY_ROWS <= number <= MOST_HISTORY_ROWS:
+        value.refuse(_HISTORY_ROWS)
     return number
 
 

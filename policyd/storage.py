@@ -14,16 +14,20 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 
 from policyd.accounts import Account
 from policyd.database import Batch, DamagedDatabaseError, Database, Stored, set_aside
+from policyd.history import FOR_EVER, MAX_WAITING
 from policyd.locks import Report
+from policyd.patience import LOCK_PATIENCE, Patience
 from policyd.policy import Policy
 from policyd.records import Span, account_record, lock_record, restore_account, restore_lock
+
+T = TypeVar("T")
 
 COLLECT = 0.9
 """Seconds between two looks at what has changed."""
@@ -45,14 +49,15 @@ FEW = 500
 RETRY = 1.0
 """Seconds between two tries while the database cannot be written."""
 
-LOCK_PATIENCE = 1.0
-"""Seconds for which an answer that announces a lock waits for the disk."""
-
 CLOSE_PATIENCE = 0.6
 """Seconds that the last copying may take when the daemon ends, and the last writing."""
 
 CLOCK_STEP = 0.5
 """Seconds that the wall clock must have stepped to be worth a note."""
+
+
+class NoDatabaseError(OSError):
+    """There is no database that could be asked."""
 
 
 class Storage:
@@ -103,7 +108,11 @@ class Storage:
         """Whether few had come since the one before."""
         self._handed, self._durable = 0, 0
         """Batches with locks that were handed to the thread, and those of them that are on the disk."""
-        self._waiting: list[tuple[int, Deferred[None], IDelayedCall]] = []
+        self._patience = Patience(clock, self._give_up_waiting)
+        self.retention = FOR_EVER
+        """How long the history is kept."""
+        self._questions: list[tuple[Callable[[Database], Any], Deferred[Any]]] = []
+        """What the thread is to find out, once what waits is written."""
         self._condition = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="database", daemon=True)
@@ -131,9 +140,18 @@ class Storage:
             self._hand_over()
         if self._durable >= self._handed or self.problem:
             return None
-        done: Deferred[None] = Deferred()
-        patience = self._clock.callLater(LOCK_PATIENCE, self._give_up_waiting)
-        self._waiting.append((self._handed, done, patience))
+        return self._patience.wait(self._handed)
+
+    def ask(self, question: Callable[[Database], T]) -> Deferred[T]:
+        """Return what fires with the answer to a question, which is asked when all that waits by now is written.
+
+        It fails with NoDatabaseError.
+        """
+        done: Deferred[T] = Deferred()
+        self._hand_over(MAX_WAITING)
+        with self._condition:
+            self._questions.append((question, done))
+            self._condition.notify()
         return done
 
     def close(self) -> None:
@@ -144,7 +162,7 @@ class Storage:
                 break
         while changed and self._clock.seconds() < ends:
             self._copy(min(SLICE, len(changed)))
-        self._hand_over()
+        self._hand_over(MAX_WAITING)
         with self._condition:
             self._closing = True
             self._condition.notify()
@@ -174,7 +192,7 @@ class Storage:
             self._to_look_at -= number
             self._copy(number)
             if not self._to_look_at:
-                self._hand_over()
+                self._hand_over(MAX_WAITING if self._idle else MOST)
         finally:  # the next time must come, whatever is wrong with this one
             busy = self._to_look_at or self._chores or accounts.stored or (accounts.changed and self._idle)
             self._clock.callLater(0 if busy else COLLECT, self._collect)
@@ -188,11 +206,13 @@ class Storage:
             account.changed = False
             self._collected.accounts[account.name] = account_record(account, self._span, now)
 
-    def _hand_over(self) -> None:
-        """Have the thread write what has been collected, and all locks."""
+    def _hand_over(self, messages: int = 0) -> None:
+        """Have the thread write what has been collected, all locks, and so many messages of the history at the most."""
         now = self._clock.seconds()
         accounts = self._policy.accounts
         batch, self._collected = self._collected, Batch()
+        if not self.problem:  # else they wait where they are bounded
+            batch.messages = self._policy.history.take(messages)
         for name, account in accounts.locks_changed.items():
             lock = account.lock
             if self._decided is not None:
@@ -281,8 +301,9 @@ class Storage:
             with self._condition:
                 # what could not be read is tried again though there is nothing to write
                 patience = RETRY if self._database is None else None
-                self._condition.wait_for(lambda: self._batch or self._closing, patience)
+                self._condition.wait_for(lambda: self._batch or self._questions or self._closing, patience)
                 batch, self._batch = self._batch, Batch()
+                questions, self._questions = self._questions, []
                 handed, closing = self._handed, self._closing
             if not batch and (closing or self._database is not None):
                 pass
@@ -292,19 +313,30 @@ class Storage:
                 with self._condition:
                     batch.add_newer(self._batch)
                     self._batch = batch
-                    if not self._closing:
+                    if not (self._closing or questions):
                         self._condition.wait(RETRY)
+            for question, done in questions:
+                self._answer(question, done)
             if closing:
                 break
         if self._database is not None:
             self._database.close()
+
+    def _answer(self, question: Callable[[Database], Any], done: Deferred[Any]) -> None:
+        if self._database is None:
+            self._in_reactor(done.errback, NoDatabaseError(f"the database {self.path} cannot be read"))
+            return
+        try:
+            self._in_reactor(done.callback, question(self._database))
+        except Exception as error:  # whatever it is, it must not end the thread
+            self._in_reactor(done.errback, NoDatabaseError(f"the database {self.path} cannot be read: {error}"))
 
     def _written(self, batch: Batch) -> bool:
         try:
             if self._database is None:
                 self._in_reactor(self._take_in, self._opened())
             if self._database is not None:
-                self._database.write(batch, self._wall())
+                self._database.write(batch, self._wall(), self.retention)
         except Exception as error:  # whatever it is, it must not end the thread
             if isinstance(error, DamagedDatabaseError):
                 return self._replaced(error)
@@ -333,7 +365,7 @@ class Storage:
         if self.problem:
             self.problem = ""
             self._report("database-well", {"path": self.path})
-        self._end_waiting(self._durable)
+        self._patience.end(self._durable)
 
     def _give_up_waiting(self) -> None:
         self._set_problem(TimeoutError(f"no answer from the disk in {LOCK_PATIENCE:g} s"))
@@ -343,15 +375,7 @@ class Storage:
         if not self.problem:
             self._report("database-problem", {"path": self.path, "reason": error})
         self.problem = f"the database {self.path} cannot be written: {error}; locks and counts are in memory alone"
-        self._end_waiting(self._handed)
-
-    def _end_waiting(self, durable: int) -> None:
-        over = [entry for entry in self._waiting if entry[0] <= durable]
-        self._waiting = [entry for entry in self._waiting if entry[0] > durable]
-        for _, done, patience in over:
-            if patience.active():
-                patience.cancel()
-            done.callback(None)
+        self._patience.end(self._handed)
 
     def _rewrite(self, error: DamagedDatabaseError, aside: Path | None) -> None:
         """Have all that is known written once more: what was stored is damaged, and set aside."""

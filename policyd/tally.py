@@ -11,7 +11,9 @@ OTHER_STATES = "other"
 STATES = ("CONNECT", "EHLO", "HELO", "MAIL", "RCPT", "DATA", "END-OF-MESSAGE", "VRFY", "ETRN")
 """The protocol states that Postfix names; whatever else a peer names is tallied as one."""
 
-HOOKS = ("RCPT", "DATA", "END-OF-MESSAGE")
+END_OF_MESSAGE = "END-OF-MESSAGE"
+
+HOOKS = ("RCPT", "DATA", END_OF_MESSAGE)
 """The states that are asked for each message, where Postfix is told to ask there."""
 
 

@@ -67,6 +67,7 @@ class Transaction:
         "account",
         "answer",
         "asked",
+        "began",
         "connection",
         "data_asked",
         "held",
@@ -75,14 +76,15 @@ class Transaction:
         "message_counted",
         "recipients",
         "returned",
+        "seen",
     )
 
     def __init__(self, instance: bytes, account: Account) -> None:
         self.instance = instance
         self.account = account
         self.connection: Connection | None = None
-        self.last = 0.0
-        """When it was last asked about."""
+        self.began = self.last = 0.0
+        """When it was first asked about, and when last."""
         self.asked: int | None = None
         """What tells its last request from the next; the same again is the same request, sent again."""
         self.answer: Verdict = PASS
@@ -96,6 +98,8 @@ class Transaction:
         """The verdict that holds the whole message."""
         self.returned = 0
         """Recipients that were given back when its connection broke."""
+        self.seen: object = None
+        """What the history is to be told if nothing else comes of the message."""
         self._recipients: tuple[Receipt, ...] = ()
         self._windows: tuple[Window, ...] = ()
         """Those in which the message was counted."""
@@ -173,6 +177,7 @@ class Transactions:
         transaction = self._known.get(key)
         if transaction is None or (transaction.connection is None and transaction.last + MEMORY <= now):
             transaction = self._known[key] = Transaction(instance, account)
+            transaction.began = now
         transaction.connection = connection
         connection.transaction = transaction
         return transaction

@@ -43,6 +43,7 @@ def key(name: str) -> bytes:
 REQUEST = key("request")
 RECIPIENT_COUNT = key("recipient_count")
 QUEUE_ID = key("queue_id")
+SIZE = key("size")
 
 
 Values = tuple[bytes, bytes, bytes, bytes, bytes, bytes]
@@ -70,6 +71,11 @@ class Request:
             return b""
         start += len(wanted)
         return lines[start : lines.find(b"\n", start)]
+
+    @property
+    def lines(self) -> bytes:
+        """The request as it was received, which is what another Request is made of."""
+        return self._lines
 
     @property
     def protocol_state(self) -> bytes:

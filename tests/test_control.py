@@ -40,7 +40,7 @@ STATUS = {
     *("protocol_errors", "internal_errors", "hooks", "store", "problems"),
 }
 ACCOUNT = {"account", "seen", "lock", "limits", "refused", "held", "attempts_while_locked"}
-BESIDES = {"warned", "observed", "clients"}
+BESIDES = {"warned", "observed", "clients", "evidence"}
 LOCK = {"since", "until", "limit", "count", "by", "reason", "action"}
 LIMIT = {"name", "count", "max", "per", "resets_in"}
 
@@ -166,6 +166,7 @@ def test_an_account_has_its_documented_shape(daemon: Policyd) -> None:
         "account": "shape@example.com",
         "seen": True,
         "lock": None,
+        "evidence": None,
         "refused": 0,
         "held": 0,
         "warned": 0,

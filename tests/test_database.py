@@ -287,6 +287,8 @@ def test_a_database_of_schema_1_is_taken_over(path: Path) -> None:
             DROP TABLE accounts;
             ALTER TABLE older RENAME TO accounts;
             CREATE INDEX accounts_by_age ON accounts (epoch, keep_until);
+            DROP TABLE history;
+            ALTER TABLE locks DROP COLUMN evidence;
             PRAGMA user_version = 1;
             """
         )
@@ -295,6 +297,7 @@ def test_a_database_of_schema_1_is_taken_over(path: Path) -> None:
         assert taken.execute("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name").fetchall() == [
             ("accounts",),
             ("epochs",),
+            ("history",),
             ("locks",),
             ("seen",),
         ]

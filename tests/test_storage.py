@@ -18,7 +18,8 @@ from twisted.internet.task import Clock
 
 from policyd.database import SCHEMA_VERSION, Batch, Database, NewerDatabaseError
 from policyd.limits import Limit
-from policyd.storage import COLLECT, LOCK_PATIENCE, SLICE, Storage
+from policyd.patience import LOCK_PATIENCE
+from policyd.storage import COLLECT, SLICE, Storage
 from tests.asking import ANNA, BERT, EPOCH, Event, Mail, limit
 from tests.waiting import until
 

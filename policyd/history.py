@@ -1,0 +1,136 @@
+"""The history: what became of each message that an account sent, tried to send or had held.
+
+A message is told of once, when its fate is known, and waits here until it is stored. Of its recipients nothing is kept
+but how many they are.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from math import inf
+from typing import NamedTuple
+
+from policyd.actions import Effect
+from policyd.transactions import Transaction
+from policyd.verdict import PASS, Verdict
+from policyd.wire import Request
+
+MAX_WAITING = 20_000
+"""Messages that wait to be stored at the most, each of them a request of some 800 bytes."""
+
+
+class Retention(NamedTuple):
+    """How long the history is kept."""
+
+    seconds: float
+    rows: int
+
+
+FOR_EVER = Retention(inf, 2**62)
+
+
+class Seen(NamedTuple):
+    """What was seen of a message."""
+
+    began: float
+    """When it was first asked about, in seconds of the clock that never steps back; so is `at`."""
+    at: float
+    """When the verdict on it was given."""
+    account: str
+    request: bytes
+    """The request that was answered with the verdict: it tells the queue id, the client, the sender and the size."""
+    recipients: int
+    verdict: Verdict
+
+
+VERDICTS = ("passed", "held", "refused", "warned")
+
+
+class Message(NamedTuple):
+    """A message of the history; times are wall clock, seconds since the epoch."""
+
+    account: str
+    began: float
+    at: float
+    queue_id: str
+    client: str
+    sender: str
+    recipients: int
+    size: int
+    verdict: str
+    """One of VERDICTS."""
+    action: str
+    limit: str | None
+    locked: bool
+
+
+class Wanted(NamedTuple):
+    """Which messages are asked for."""
+
+    account: str | None = None
+    queue_ids: tuple[str, ...] = ()
+    since: float = 0.0
+    """Wall clock."""
+    verdict: str | None = None
+    most: int = 1000
+
+
+class NoHistoryError(Exception):
+    """No history is kept; the message says why."""
+
+
+class History:
+    """The messages that wait to be stored, the oldest first."""
+
+    __slots__ = ("_noted", "_taken", "_waiting", "kept")
+
+    def __init__(self) -> None:
+        self.kept = False
+        """Whether anything is."""
+        self._waiting: deque[Seen] = deque(maxlen=MAX_WAITING)
+        self._noted = self._taken = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def lost(self) -> int:
+        """How many were too many to wait."""
+        return self._noted - self._taken - len(self._waiting)
+
+    def note(self, seen: Seen) -> None:
+        """Have a message stored."""
+        self._waiting.append(seen)
+        self._noted += 1
+
+    def decided(self, transaction: Transaction, request: Request, answer: Verdict, now: float, *, final: bool) -> None:
+        """Note the verdict on a transaction's message; if it is not `final`, only in case that no other follows.
+
+        Of a message that goes on it stays known that it is held, or that there was a warning.
+        """
+        before = transaction.seen.verdict if isinstance(transaction.seen, Seen) else PASS
+        if answer.effect is Effect.PASSED:
+            answer = transaction.held or (before if answer is PASS and before.effect is Effect.PASSED else answer)
+        transaction.seen = seen = Seen(
+            transaction.began or now,
+            now,
+            transaction.account.name,
+            request.lines,
+            max(request.recipient_count or 0, transaction.recipients),
+            answer,
+        )
+        if final:
+            transaction.seen = None
+            self.note(seen)
+
+    def left(self, transaction: Transaction) -> None:
+        """Note what a transaction's message has come to: nobody asks about it any more."""
+        if isinstance(transaction.seen, Seen):
+            self.note(transaction.seen)
+            transaction.seen = None
+
+    def take(self, most: int) -> list[Seen]:
+        """Return the oldest that wait, which do so no more."""
+        taken = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+        self._taken += len(taken)
+        return taken

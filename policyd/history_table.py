@@ -1,0 +1,134 @@
+"""The history in the database: a row for each message, in the order in which they were decided on.
+
+What is shown of a message is plain text, whatever came over the wire; none of it is a recipient.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from policyd.accounts import Evidence
+from policyd.actions import Effect
+from policyd.history import Message, Seen, Wanted
+from policyd.records import Span, restored, storable
+from policyd.verdict import PASS
+from policyd.wire import QUEUE_ID, SIZE, Request, key
+
+TABLE = """
+    CREATE TABLE history (
+        account NOT NULL, began REAL NOT NULL, at REAL NOT NULL, queue_id TEXT NOT NULL, client TEXT NOT NULL,
+        sender TEXT NOT NULL, recipients INTEGER NOT NULL, size INTEGER NOT NULL, verdict TEXT NOT NULL,
+        action TEXT NOT NULL, limit_name TEXT, locked INTEGER NOT NULL
+    );
+    CREATE INDEX history_by_account ON history (account, at);
+    CREATE INDEX history_by_queue_id ON history (queue_id) WHERE queue_id <> '';
+"""
+
+PRUNE_STEP = 500
+"""Rows that one transaction looks at, and removes where they are too old, or too many."""
+
+MAX_TEXT = 500
+"""Characters that are kept of a sender, or of anything else that comes from outside."""
+
+_MAX_DIGITS = 18
+
+SHOWN = 5
+"""The most frequent clients and senders that are evidence, and so many queue ids twice."""
+
+_SENDER = key("sender")
+_COLUMNS = "account, began, at, queue_id, client, sender, recipients, size, verdict, action, limit_name, locked"
+
+
+def message(seen: Seen, span: Span) -> Message:
+    """Return what is kept of a message that was seen."""
+    request, verdict = Request(seen.request), seen.verdict
+    size = request.get(SIZE)
+    told = verdict.effect.value if verdict is PASS or verdict.effect is not Effect.PASSED else "warned"
+    return Message(
+        seen.account,
+        span.wall(seen.began),
+        span.wall(seen.at),
+        _text(request.get(QUEUE_ID)),
+        _text(request.client_address),
+        _text(request.get(_SENDER)),
+        seen.recipients,
+        int(size) if size.isdigit() and len(size) <= _MAX_DIGITS else 0,
+        told,
+        verdict.word,
+        verdict.limit,
+        verdict.by_lock,
+    )
+
+
+def insert(connection: sqlite3.Connection, messages: Iterable[Message]) -> None:
+    """Add messages."""
+    rows = [(storable(account), *rest) for account, *rest in messages]
+    connection.executemany(f"INSERT INTO history ({_COLUMNS}) VALUES ({', '.join('?' * 12)})", rows)  # noqa: S608
+
+
+def prune(connection: sqlite3.Connection, before: float, most: int) -> None:
+    """Remove some of what was decided on `before`, and of what is beyond the latest `most` rows, the oldest first."""
+    ends = "SELECT (SELECT min(rowid) FROM history), (SELECT max(rowid) FROM history)"
+    first, last = connection.execute(ends).fetchone()
+    if first is None:
+        return
+    upto = min(last, first + PRUNE_STEP - 1)
+    connection.execute(
+        "DELETE FROM history WHERE rowid BETWEEN ? AND ? AND (at < ? OR rowid <= ?)", (first, upto, before, last - most)
+    )
+
+
+def find(connection: sqlite3.Connection, wanted: Wanted) -> list[Message]:
+    """Return the messages that are wanted, the latest first."""
+    conditions, values = ["at >= ?"], [wanted.since]  # type: tuple[list[str], list[Any]]
+    if wanted.account is not None:
+        conditions.append("account = ?")
+        values.append(storable(wanted.account))
+    if wanted.queue_ids:
+        conditions.append(f"queue_id <> '' AND queue_id IN ({', '.join('?' * len(wanted.queue_ids))})")
+        values += wanted.queue_ids
+    if wanted.verdict is not None:
+        conditions.append("verdict = ?")
+        values.append(wanted.verdict)
+    rows = connection.execute(
+        f"SELECT {_COLUMNS} FROM history WHERE {' AND '.join(conditions)} ORDER BY at DESC, rowid DESC LIMIT ?",  # noqa: S608
+        (*values, wanted.most),
+    )
+    return [_message(row) for row in rows]
+
+
+def evidence(connection: sqlite3.Connection, account: str, since: float, first: float | None) -> Evidence:
+    """Return what an account did `since` then, by the wall clock; `first` is its window's first event."""
+    whose = (storable(account), since)
+    count, recipients, earliest = connection.execute(
+        "SELECT count(*), total(recipients), min(at) FROM history WHERE account = ? AND at >= ?", whose
+    ).fetchone()
+    clients, senders = (
+        tuple(
+            connection.execute(
+                f"SELECT {column}, count(*) FROM history WHERE account = ? AND at >= ? AND {column} <> ''"  # noqa: S608
+                f" GROUP BY {column} ORDER BY count(*) DESC, max(at) DESC LIMIT ?",
+                (*whose, SHOWN),
+            )
+        )
+        for column in ("client", "sender")
+    )
+    ids = connection.execute(
+        "SELECT queue_id FROM history WHERE account = ? AND at >= ? AND queue_id <> ''"
+        " AND verdict <> 'refused' ORDER BY at DESC, rowid DESC LIMIT ?",
+        (*whose, 2 * SHOWN),
+    )
+    return Evidence(
+        earliest if first is None else first, count, int(recipients), clients, senders, tuple(id_ for (id_,) in ids)
+    )
+
+
+def _text(value: bytes) -> str:
+    return value.decode(errors="backslashreplace")[:MAX_TEXT]
+
+
+def _message(row: Sequence[Any]) -> Message:
+    account, *rest, locked = row
+    return Message._make((restored(account), *rest, bool(locked)))
