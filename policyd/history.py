@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from policyd.actions import Effect
 from policyd.transactions import Transaction
 from policyd.verdict import PASS, Verdict
 from policyd.wire import Request
 
-MAX_WAITING = 20_000
+MAX_WAITING = 5000
 """Messages that wait to be stored at the most, each of them a request of some 800 bytes."""
 
 
@@ -87,7 +87,8 @@ class History:
     def __init__(self) -> None:
         self.kept = False
         """Whether anything is."""
-        self._waiting: deque[Seen] = deque(maxlen=MAX_WAITING)
+        self._waiting: deque[tuple[Any, ...]] = deque(maxlen=MAX_WAITING)
+        """Each is made a Seen when it is taken, which takes longer than to note it."""
         self._noted = self._taken = 0
 
     def __len__(self) -> int:
@@ -101,6 +102,12 @@ class History:
     def note(self, seen: Seen) -> None:
         """Have a message stored."""
         self._waiting.append(seen)
+        self._noted += 1
+
+    def passed(self, transaction: Transaction, request: Request, now: float) -> None:
+        """Note that a transaction's message passes at DATA, as nearly all do: there is nothing more to say of it."""
+        name = transaction.account.name
+        self._waiting.append((transaction.began, now, name, request.lines, transaction.recipients, PASS))
         self._noted += 1
 
     def decided(self, transaction: Transaction, request: Request, answer: Verdict, now: float, *, final: bool) -> None:
@@ -131,6 +138,6 @@ class History:
 
     def take(self, most: int) -> list[Seen]:
         """Return the oldest that wait, which do so no more."""
-        taken = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+        taken = [Seen._make(self._waiting.popleft()) for _ in range(min(most, len(self._waiting)))]
         self._taken += len(taken)
         return taken

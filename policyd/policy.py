@@ -209,9 +209,13 @@ class Policy:
         answer = self._judge_data(request, transaction, now)
         transaction.data_asked = answer is PASS or answer.effect is not Effect.REFUSED
         if self.history.kept:
-            more = transaction.data_asked and END_OF_MESSAGE in self.tally.hooks and transaction.instance
-            final = not more or request.protocol_state == _END_OF_MESSAGE
-            self.history.decided(transaction, request, answer, now, final=final)
+            ends = END_OF_MESSAGE not in self.tally.hooks
+            if ends and answer is PASS and transaction.seen is None and transaction.instance:
+                self.history.passed(transaction, request, now)
+            else:
+                ends = ends or not (transaction.data_asked and transaction.instance)
+                final = ends or request.protocol_state == _END_OF_MESSAGE
+                self.history.decided(transaction, request, answer, now, final=final)
         if answer is PASS:
             return answer
         if answer.effect is not Effect.PASSED:

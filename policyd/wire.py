@@ -52,30 +52,25 @@ Values = tuple[bytes, bytes, bytes, bytes, bytes, bytes]
 class Request:
     """One policy delegation request. The attributes that decide are taken out, others are looked up when wanted."""
 
-    __slots__ = ("_lines", "values")
+    __slots__ = ("lines", "values")
 
     def __init__(self, lines: bytes, values: Values | None = None) -> None:
         """`lines` is the request as received, with a line end before each line but perhaps the first.
 
         `values` are those of ATTRIBUTES, for one who knows them already.
         """
-        self._lines = lines
+        self.lines = lines
         self.values: Values = values or tuple(map(self.get, _KEYS))  # type: ignore[assignment]  # so many keys there are
         """The values of ATTRIBUTES, b"" where there is none."""
 
     def get(self, wanted: bytes) -> bytes:
         """Return the value of the attribute whose `key` is given, b"" where there is none."""
-        lines = self._lines
+        lines = self.lines
         start = lines.find(wanted)
         if start < 0:
             return b""
         start += len(wanted)
         return lines[start : lines.find(b"\n", start)]
-
-    @property
-    def lines(self) -> bytes:
-        """The request as it was received, which is what another Request is made of."""
-        return self._lines
 
     @property
     def protocol_state(self) -> bytes:
@@ -201,7 +196,7 @@ class RequestReader:
         if found is None:
             return None
         request = self._request
-        request._lines, request.values = data, found.groups()  # type: ignore[assignment]  # so many groups it has
+        request.lines, request.values = data, found.groups()  # type: ignore[assignment]  # so many groups it has
         return request
 
     def receive(self, data: bytes) -> None:

@@ -326,7 +326,7 @@ class World:
     def _decide(self, request: Request, peer: Peer) -> bytes:
         reply = self.policy.decide(request, peer.connection, self._now).reply
         found = REPLY.fullmatch(reply)
-        assert found, f"{reply!r} to {request._lines!r}"
+        assert found, f"{reply!r} to {request.lines!r}"
         assert 0 < len(found[1]) <= MAX_ACTION, reply
         assert found[1].decode().isprintable(), reply
         self.outcome.answered += 1

@@ -35,13 +35,23 @@ def test_the_commented_examples_of_the_shipped_config_can_be_used() -> None:
     lines = SHIPPED.read_text().splitlines()
     start = lines.index("overrides:")
     text = "\n".join([*lines[:start], *(line.replace("  # ", "  ", 1) for line in lines[start:])])
-    for name in ("control", "database", "max_accounts", "observe", "  lowercase", "  - unix"):
+    for name in (
+        "control",
+        "database",
+        "history",
+        "history_rows",
+        "max_accounts",
+        "observe",
+        "  lowercase",
+        "  - unix",
+    ):
         indent = name[: len(name) - len(name.lstrip())]
         assert text.count(f"\n{indent}# {name.lstrip()}:") == 1
         text = text.replace(f"\n{indent}# {name.lstrip()}:", f"\n{name}:")
     config = parse(text)
     assert config.control == "/run/policyd/control.sock"
     assert config.database == "/var/lib/policyd/policyd.sqlite"
+    assert (config.history, config.history_rows) == (7 * 86400.0, 1_000_000)
     assert config.max_accounts == 1_000_000
     assert config.observe
     assert config.listen == (
@@ -348,3 +358,11 @@ def test_a_damaged_config_is_read_or_refused(data: st.DataObject) -> None:
 def test_what_is_nested_without_end_is_refused(text: str) -> None:
     """Neither the stack nor the patience of the reader is exhausted."""
     check_any(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("0", 0.0), ("no", 0.0), ("1m", 60.0), ("1d12h", 129_600.0), ("366d", 31_622_400.0)]
+)
+def test_the_history_is_kept_for_a_time(text: str, seconds: float) -> None:
+    """Or not at all."""
+    assert parse(f"history: {text}").history == seconds

@@ -66,6 +66,8 @@ FOO = Limit("foo", "messages", "1h", 3600.0, 5, parse_action("HOLD"))
         ),
         (Config(), Config(overrides=(Override(("a",), (("foo", 5),)),)), ["overrides: changed"]),
         (Config(), Config(max_accounts=5000), ["max_accounts: 1000000 -> 5000"]),
+        (Config(), Config(history=0.0), ["history: 7d -> 0"]),
+        (Config(), Config(history=1800.0, history_rows=5000), ["history: 7d -> 30m", "history_rows: 1000000 -> 5000"]),
         (Config(), parse_config("observe: true", "policyd.yaml"), ["observe: false -> true"]),
     ],
 )

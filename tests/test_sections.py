@@ -39,6 +39,15 @@ SCALARS: Rows = [
         for given in ("999", "100000001", "0", "-5", "'1000'", "true")
     ),
     ("max_accounts: []", "1: max_accounts: want a whole number from 1000 to 100000000, got a list"),
+    *(
+        (f"history: {given}", f"1: history: want a duration from 1m to 366d such as 7d, or 0, got {given}")
+        for given in ("-1", "'7x'", "'30s'", "'367d'", "5", "true")
+    ),
+    ("history: [7d]", "1: history: want a duration from 1m to 366d such as 7d, or 0, got a list"),
+    *(
+        (f"history_rows: {given}", f"1: history_rows: want a whole number from 1000 to 1000000000, got {given}")
+        for given in ("999", "1000000001", "'1000'", "true")
+    ),
     ("control: run/policyd.sock", f"1: control: want {SOCKET}, got 'run/policyd.sock'"),
     ("control: /run/policyd/", f"1: control: want {SOCKET}, got '/run/policyd/'"),
     ("control: 5", f"1: control: want {SOCKET}, got 5"),

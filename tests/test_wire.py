@@ -59,7 +59,7 @@ def read(packets: Iterable[bytes]) -> tuple[list[bytes], str | None]:
 
 def lines_of(request: Request) -> bytes:
     """Return all of a request as it stood on the wire."""
-    return request._lines[1:] + b"\n"
+    return request.lines[1:] + b"\n"
 
 
 def error(data: bytes, feed: Feed = whole) -> str | None:
