@@ -183,8 +183,7 @@ class Database:
                 [(self._epoch, *map(storable, astuple(lock))) for lock in locked],
             )
             connection.executemany("INSERT OR IGNORE INTO seen VALUES (?)", [(hook,) for hook in batch.hooks])
-            span = Span(self._ahead)
-            history_table.insert(connection, [history_table.message(seen, span) for seen in batch.messages])
+            history_table.store(connection, batch.messages, Span(self._ahead))
             history_table.prune(connection, wall - retention.seconds, retention.rows)
             if batch.latest is not None:
                 connection.execute("UPDATE epochs SET latest = ? WHERE id = ?", (batch.latest, self._epoch))

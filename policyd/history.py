@@ -41,6 +41,8 @@ class Seen(NamedTuple):
     """The request that was answered with the verdict: it tells the queue id, the client, the sender and the size."""
     recipients: int
     verdict: Verdict
+    again: bool = False
+    """Whether it takes the place of what was told of the message before."""
 
 
 VERDICTS = ("passed", "held", "refused", "warned")
@@ -110,34 +112,40 @@ class History:
         self._waiting.append((transaction.began, now, name, request.lines, transaction.recipients, PASS))
         self._noted += 1
 
-    def decided(self, transaction: Transaction, request: Request, answer: Verdict, now: float, *, final: bool) -> None:
-        """Note the verdict on a transaction's message; if it is not `final`, only in case that no other follows.
+    def decided(
+        self, transaction: Transaction, request: Request, answer: Verdict, now: float, *, waits: bool = False
+    ) -> None:
+        """Note the verdict on a transaction's message, or have it wait for another one.
 
-        Of a message that goes on it stays known that it is held, or that there was a warning.
+        Of a message that goes on it stays known that it is held, or that there was a warning; of one that is refused at
+        each recipient, the first time tells all.
         """
-        before = transaction.seen.verdict if isinstance(transaction.seen, Seen) else PASS
+        before: Seen | None = transaction.seen
+        said = before.verdict if before else PASS
         if answer.effect is Effect.PASSED:
-            answer = transaction.held or (before if answer is PASS and before.effect is Effect.PASSED else answer)
-        transaction.seen = seen = Seen(
+            answer = transaction.held or (said if answer is PASS and said.effect is Effect.PASSED else answer)
+        elif answer.effect is said.effect is Effect.REFUSED:
+            return
+        transaction.seen = Seen(
             transaction.began or now,
             now,
             transaction.account.name,
             request.lines,
             max(request.recipient_count or 0, transaction.recipients),
             answer,
+            before is not None and (before.again or not transaction.seen_waits),
         )
-        if final:
-            transaction.seen = None
-            self.note(seen)
+        transaction.seen_waits = waits
+        if not waits:
+            self.note(transaction.seen)
 
     def left(self, transaction: Transaction) -> None:
-        """Note what a transaction's message has come to: nobody asks about it any more."""
-        if isinstance(transaction.seen, Seen):
-            self.note(transaction.seen)
-            transaction.seen = None
+        """Note what waits: nobody asks about the transaction's message any more."""
+        transaction.seen_waits = False
+        self.note(transaction.seen)
 
     def take(self, most: int) -> list[Seen]:
         """Return the oldest that wait, which do so no more."""
-        taken = [Seen._make(self._waiting.popleft()) for _ in range(min(most, len(self._waiting)))]
+        taken = [Seen(*self._waiting.popleft()) for _ in range(min(most, len(self._waiting)))]
         self._taken += len(taken)
         return taken

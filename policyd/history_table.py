@@ -62,8 +62,19 @@ def message(seen: Seen, span: Span) -> Message:
     )
 
 
+def store(connection: sqlite3.Connection, seen: Sequence[Seen], span: Span) -> None:
+    """Add messages; of one that was told of several times, the last counts."""
+    if again := [(storable(each.account), span.wall(each.began)) for each in seen if each.again]:
+        seen = list({(each.account, each.began): each for each in seen}.values())
+        connection.executemany(
+            "DELETE FROM history WHERE account = ?1 AND at >= ?2 AND began = ?2",
+            again,
+        )
+    insert(connection, [message(each, span) for each in seen])
+
+
 def insert(connection: sqlite3.Connection, messages: Iterable[Message]) -> None:
-    """Add messages."""
+    """Add messages as they are."""
     rows = [(storable(account), *rest) for account, *rest in messages]
     connection.executemany(f"INSERT INTO history ({_COLUMNS}) VALUES ({', '.join('?' * 12)})", rows)  # noqa: S608
 

@@ -98,7 +98,7 @@ class Policy:
         been seen, when nothing can be known of that.
         """
         transaction = self.transactions.leave(connection, now)
-        if transaction and transaction.seen is not None:
+        if transaction and transaction.seen_waits:
             self.history.left(transaction)
         if transaction and not transaction.data_asked and self.tally.data_seen:
             transaction.returned = transaction.recipients
@@ -194,7 +194,7 @@ class Policy:
             message = 0 if data_seen or transaction.message_counted else 1
             if charge(transaction, message, 1, now):
                 if not data_seen and self.history.kept:
-                    self.history.decided(transaction, request, PASS, now, final=False)
+                    self.history.decided(transaction, request, PASS, now)
                 return PASS
             answer = self._charge_over(request, transaction, message, 1, now)
         if answer.effect is Effect.HELD:
@@ -202,20 +202,19 @@ class Policy:
             if self.tally.data_seen and transaction.instance:
                 return PASS  # it is said at DATA, where the queue id of the message that it holds is known
         if self.history.kept:
-            self.history.decided(transaction, request, answer, now, final=False)
+            self.history.decided(transaction, request, answer, now)
         return self._tell(answer, account, request)
 
     def _data(self, request: Request, transaction: Transaction, now: float) -> Verdict:
         answer = self._judge_data(request, transaction, now)
         transaction.data_asked = answer is PASS or answer.effect is not Effect.REFUSED
         if self.history.kept:
-            ends = END_OF_MESSAGE not in self.tally.hooks
-            if ends and answer is PASS and transaction.seen is None and transaction.instance:
+            more = END_OF_MESSAGE in self.tally.hooks and transaction.instance
+            if answer is PASS and transaction.seen is None and not more:
                 self.history.passed(transaction, request, now)
             else:
-                ends = ends or not (transaction.data_asked and transaction.instance)
-                final = ends or request.protocol_state == _END_OF_MESSAGE
-                self.history.decided(transaction, request, answer, now, final=final)
+                waits = more and transaction.data_asked and request.protocol_state != _END_OF_MESSAGE
+                self.history.decided(transaction, request, answer, now, waits=bool(waits))
         if answer is PASS:
             return answer
         if answer.effect is not Effect.PASSED:
@@ -248,7 +247,7 @@ class Policy:
         locked = self._locked(transaction.account)
         goes_on = locked is None or (transaction.held is not None and locked.effect is Effect.HELD)
         if self.history.kept:
-            self.history.decided(transaction, request, locked if locked and not goes_on else PASS, now, final=True)
+            self.history.decided(transaction, request, locked if locked and not goes_on else PASS, now)
         if locked is None or goes_on:
             return PASS
         transaction.give_back()

@@ -8,6 +8,7 @@ is late or the connection breaks.
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 from policyd.accounts import Account
 from policyd.verdict import PASS, Verdict
@@ -77,6 +78,7 @@ class Transaction:
         "recipients",
         "returned",
         "seen",
+        "seen_waits",
     )
 
     def __init__(self, instance: bytes, account: Account) -> None:
@@ -98,8 +100,9 @@ class Transaction:
         """The verdict that holds the whole message."""
         self.returned = 0
         """Recipients that were given back when its connection broke."""
-        self.seen: object = None
-        """What the history is to be told if nothing else comes of the message."""
+        self.seen: Any = None
+        """What the history was told of the message, and whether that waits for what is asked next."""
+        self.seen_waits = False
         self._recipients: tuple[Receipt, ...] = ()
         self._windows: tuple[Window, ...] = ()
         """Those in which the message was counted."""

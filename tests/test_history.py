@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from policyd import history_table
 from policyd.history import MAX_WAITING, VERDICTS, History, Message, Seen, Wanted
-from policyd.history_table import MAX_TEXT, PRUNE_STEP, SHOWN, evidence, find, insert, message, prune
+from policyd.history_table import MAX_TEXT, PRUNE_STEP, SHOWN, evidence, find, insert, message, prune, store
 from policyd.records import Span
 from policyd.verdict import PASS
 from tests.asking import ANNA, BERT, EPOCH, Mail, limit, request
@@ -98,9 +98,9 @@ def test_a_message_of_a_locked_account_is_told_of_once() -> None:
     connection.rcpts(3)
     connection.rset()
     connection.rcpt()
-    assert [(seen.verdict, seen.locked) for seen in told(mail)] == [("refused", True)]
+    assert [(seen.verdict, seen.locked) for seen in told(mail)] == [("refused", True)] * 2
     connection.close()
-    assert [(seen.verdict, seen.locked) for seen in told(mail)] == [("refused", True)]
+    assert told(mail) == []
 
 
 def test_a_locked_account_that_is_refused_at_mail_is_told_of() -> None:
@@ -116,6 +116,7 @@ def test_a_recipient_too_many_does_not_make_the_message_refused() -> None:
     mail = kept(Mail(limit("recipients", 2)))
     connection = mail.connection()
     connection.rcpts(3)
+    assert brief(mail) == [("refused", 2, "")]
     connection.data()
     assert brief(mail) == [("passed", 2, "4Xyz")]
 
@@ -143,7 +144,7 @@ def test_a_warning_stays_known() -> None:
     """The message passes, and the history says that there was something."""
     mail = kept(Mail(limit("recipients", 1, action="WARN")))
     mail.send(1, recipients=2)
-    ((seen),) = told(mail)
+    seen = told(mail)[-1]
     assert (seen.verdict, seen.action, seen.limit, seen.recipients) == ("warned", "WARN", "recipients", 2)
 
 
@@ -231,14 +232,13 @@ class TestRcptAlone:
         """Return mail without any DATA."""
         return kept(Mail(MANY, data_seen=False))
 
-    def test_a_message_is_told_of_when_the_next_one_begins(self, mail: Mail) -> None:
-        """Or the client is gone."""
+    def test_a_message_is_told_of_at_each_recipient(self, mail: Mail) -> None:
+        """Nobody says that there is none to come."""
         connection = mail.connection()
         connection.rcpts(2)
-        assert told(mail) == []
+        assert brief(mail) == [("passed", 1, ""), ("passed", 2, "")]
         connection.rset()
         connection.rcpt()
-        assert brief(mail) == [("passed", 2, "")]
         connection.close()
         assert brief(mail) == [("passed", 1, "")]
 
@@ -250,7 +250,7 @@ class TestRcptAlone:
         mail.reload(limit("recipients", 10, action="HOLD"))
         connection.rcpt()
         connection.close()
-        assert [seen.verdict for seen in told(mail)] == ["held"]
+        assert [seen.verdict for seen in told(mail)] == ["passed", "held", "held"]
 
 
 def test_messages_that_wait_are_bounded() -> None:
@@ -342,6 +342,24 @@ def test_evidence_is_what_the_account_did(known: list[Message], since: float, fi
         assert [number for _, number in shown] == sorted((number for _, number in shown), reverse=True)
     accepted = [one for one in reversed(hers) if one.queue_id and one.verdict != "refused"]
     assert list(found.queue_ids) == [one.queue_id for one in sorted(accepted, key=lambda one: -one.at)[: 2 * SHOWN]]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_of_a_message_the_last_that_is_told_counts(together: bool) -> None:
+    """It is one message, whether it was stored in between or not."""
+    mail = kept(Mail(limit("recipients", 1)))
+    other = mail.connection(BERT)
+    with closing(connected()) as connection:
+        span = Span(mail.wall_offset)
+        anna = mail.connection()
+        for step in (other.rcpt, anna.rcpt, anna.rcpt, other.data, anna.data, anna.eom):
+            mail.now += 1
+            step()
+            if not together:
+                store(connection, mail.policy.history.take(100), span)
+        store(connection, mail.policy.history.take(100), span)
+        found = find(connection, Wanted())
+    assert sorted((one.account, one.verdict) for one in found) == [(ANNA, "passed"), (BERT, "passed")]
 
 
 def test_old_messages_go_a_few_at_a_time() -> None:
