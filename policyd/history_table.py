@@ -6,7 +6,7 @@ What is shown of a message is plain text, whatever came over the wire; none of i
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from policyd.accounts import Evidence
@@ -26,6 +26,9 @@ TABLE = """
     CREATE INDEX history_by_queue_id ON history (queue_id) WHERE queue_id <> '';
 """
 
+ROWS = 50
+"""Messages that one statement adds."""
+
 PRUNE_STEP = 500
 """Rows that one transaction looks at, and removes where they are too old, or too many."""
 
@@ -37,22 +40,23 @@ _MAX_DIGITS = 18
 SHOWN = 5
 """The most frequent clients and senders that are evidence, and so many queue ids twice."""
 
-_SENDER = key("sender")
+_SENDER, _CLIENT = key("sender"), key("client_address")
+_NO_VALUES = (b"", b"", b"", b"", b"", b"")
 _COLUMNS = "account, began, at, queue_id, client, sender, recipients, size, verdict, action, limit_name, locked"
 
 
 def message(seen: Seen, span: Span) -> Message:
     """Return what is kept of a message that was seen."""
-    request, verdict = Request(seen.request), seen.verdict
-    size = request.get(SIZE)
+    get, verdict = Request(seen.request, _NO_VALUES).get, seen.verdict
+    size = get(SIZE)
     told = verdict.effect.value if verdict is PASS or verdict.effect is not Effect.PASSED else "warned"
     return Message(
         seen.account,
         span.wall(seen.began),
         span.wall(seen.at),
-        _text(request.get(QUEUE_ID)),
-        _text(request.client_address),
-        _text(request.get(_SENDER)),
+        _text(get(QUEUE_ID)),
+        _text(get(_CLIENT)),
+        _text(get(_SENDER)),
         seen.recipients,
         int(size) if size.isdigit() and len(size) <= _MAX_DIGITS else 0,
         told,
@@ -73,10 +77,15 @@ def store(connection: sqlite3.Connection, seen: Sequence[Seen], span: Span) -> N
     insert(connection, [message(each, span) for each in seen])
 
 
-def insert(connection: sqlite3.Connection, messages: Iterable[Message]) -> None:
-    """Add messages as they are."""
-    rows = [(storable(account), *rest) for account, *rest in messages]
-    connection.executemany(f"INSERT INTO history ({_COLUMNS}) VALUES ({', '.join('?' * 12)})", rows)  # noqa: S608
+def insert(connection: sqlite3.Connection, messages: Sequence[Message]) -> None:
+    """Add messages as they are, many in one statement, each of which takes the interpreter from the reactor."""
+    for start in range(0, len(messages), ROWS):
+        some = messages[start : start + ROWS]
+        places = ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"] * len(some))
+        connection.execute(
+            f"INSERT INTO history ({_COLUMNS}) VALUES {places}",  # noqa: S608
+            [value for account, *rest in some for value in (storable(account), *rest)],
+        )
 
 
 def prune(connection: sqlite3.Connection, before: float, most: int) -> None:
