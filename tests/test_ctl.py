@@ -292,7 +292,8 @@ def test_starting_loads_nothing_slow() -> None:
     output = subprocess.run(command, env=environment(), cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True)
     loaded = output.stdout.split()
     ours = {name for name in loaded if name.partition(".")[0] == "policyd"}
-    assert ours == {f"policyd{name}" for name in ("", ".ctl", ".ctl_client", ".ctl_text", ".durations", ".paths")}
+    rooms = ("ctl", "ctl_client", "ctl_commands", "ctl_text", "durations", "paths")
+    assert ours == {"policyd", *(f"policyd.{room}" for room in rooms)}
     others = {name.partition(".")[0] for name in loaded} - {"policyd"}
     assert others <= sys.stdlib_module_names
     assert others & {"asyncio", "logging", "multiprocessing", "sqlite3", "subprocess", "unittest", "xml"} == set()

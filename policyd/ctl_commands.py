@@ -1,0 +1,218 @@
+"""The commands of policyctl: what each takes, what it asks the daemon, and how it tells the answer.
+
+A command that is one question to the daemon has a `question` and a `text`; one that takes several steps has a `run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+from policyd import ctl_text
+from policyd.ctl_client import DONE, Question
+from policyd.ctl_text import Json, Screen
+from policyd.durations import parse_duration
+
+Ask = Callable[[Question], Json]
+"""Asks the daemon one thing; raises CtlError."""
+
+
+class Told(NamedTuple):
+    """What a command prints, and its exit status."""
+
+    lines: Sequence[str]
+    status: int = DONE
+    remarks: Sequence[str] = ()
+    """Lines for stderr, after all that goes to stdout."""
+    end: str = "\n"
+    """What ends each of `lines`."""
+
+
+def _nothing_asked(_args: argparse.Namespace) -> Question:
+    raise NotImplementedError("a command without a question has a run")
+
+
+def _nothing_told(_value: Json, _args: argparse.Namespace, _screen: Screen) -> list[str]:
+    raise NotImplementedError("a command without a text has a run")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command of policyctl: what it takes, what it asks the daemon, and how it tells the answer."""
+
+    name: str
+    does: str
+    why: str
+    arguments: tuple[tuple[str, dict[str, Any]], ...]
+    question: Callable[[argparse.Namespace], Question] = _nothing_asked
+    text: Callable[[Json, argparse.Namespace, Screen], list[str]] = _nothing_told
+    run: Callable[[argparse.Namespace, Ask, Screen], Told] | None = None
+    """Does it all, in place of `question` and `text`: for what is not one question and its answer."""
+
+
+def path(text: str) -> str:
+    """Return a path as it was typed; raises ArgumentTypeError for an empty one."""
+    if not text:
+        raise argparse.ArgumentTypeError("want a path that is not empty")
+    return text
+
+
+def _typed(text: str) -> str:
+    r"""Return what was typed as the daemon names it: bytes that are no UTF-8 appear as `\xNN`."""
+    typed = os.fsencode(text).decode(errors="backslashreplace")
+    if not typed:
+        raise argparse.ArgumentTypeError("want a text that is not empty")
+    return typed
+
+
+def _reason(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("want a text that is not empty")
+    return _typed(text)
+
+
+def _percent(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,3}%?", text) or (percent := int(text.rstrip("%"))) > 100:  # noqa: PLR2004
+        raise argparse.ArgumentTypeError(f"want a percentage from 0 to 100 such as 80%, got {text!r}")
+    return percent
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not int(text):
+        raise argparse.ArgumentTypeError(f"want a whole number above 0, got {text!r}")
+    return int(text)
+
+
+def _duration(text: str) -> str:
+    try:
+        parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}, got {text!r}") from None
+    return text
+
+
+def _status_question(args: argparse.Namespace) -> Question:
+    return Question("/status" if args.account is None else "/status?" + urlencode({"account": args.account}))
+
+
+def _status_text(value: Json, args: argparse.Namespace, screen: Screen) -> list[str]:
+    return ctl_text.status(value, screen) if args.account is None else ctl_text.account(value, screen)
+
+
+def _accounts_question(args: argparse.Namespace) -> Question:
+    asked = {"sort": args.sort, "n": args.n, "over": args.over}
+    return Question("/accounts?" + urlencode({key: value for key, value in asked.items() if value is not None}))
+
+
+def _lock_question(args: argparse.Namespace) -> Question:
+    wanted = {"account": args.account, "reason": args.reason, "for": args.duration, "hold": args.hold}
+    return Question("/lock", wanted)
+
+
+ACCOUNT = (
+    "account",
+    {"metavar": "ACCOUNT", "type": _typed, "help": "the account's name: the login, as Postfix sees it"},
+)
+
+COMMANDS = (
+    Command(
+        "status",
+        "how the daemon is, or how one account stands",
+        "Run it first when something seems wrong: it says whether Postfix asks policyd at all, what it has answered,\n"
+        "and what is not as it should be. With an ACCOUNT: whether and why it is locked, how much it has used of each\n"
+        "limit and when that falls, what was refused, and from which addresses it has been sending.",
+        (("account", {**ACCOUNT[1], "nargs": "?", "help": "tell about this account; without it, about the daemon"}),),
+        _status_question,
+        _status_text,
+    ),
+    Command(
+        "accounts",
+        "who sends most now",
+        "Run it to see who is about to reach a limit, or to find the account behind a burst of mail.",
+        (
+            (
+                "--sort",
+                {
+                    "choices": ("messages", "recipients", "refused"),
+                    "default": "messages",
+                    "help": "what to sort by, the most first (default: messages)",
+                },
+            ),
+            ("-n", {"type": _number, "default": 20, "metavar": "N", "help": "show so many accounts (default: 20)"}),
+            (
+                "--over",
+                {"type": _percent, "metavar": "80%", "help": "only accounts that have used so much of some limit"},
+            ),
+        ),
+        _accounts_question,
+        lambda value, args, screen: ctl_text.accounts(value, args.over, screen),
+    ),
+    Command(
+        "locked",
+        "every lock: since when, until when, by whom and why",
+        "Run it at the start of a shift: each of these accounts cannot send, and its owner may call.",
+        (),
+        lambda _args: Question("/locked"),
+        lambda value, _args, screen: ctl_text.locked(value, screen),
+    ),
+    Command(
+        "lock",
+        "stop an account from sending, now",
+        "Run it for an account that you know to be hijacked, before it reaches a limit. An account that is locked\n"
+        "already gets the new lock instead.",
+        (
+            ACCOUNT,
+            (
+                "--reason",
+                {"required": True, "type": _reason, "metavar": "TEXT", "help": "why; who is refused is told this too"},
+            ),
+            (
+                "--for",
+                {
+                    "dest": "duration",
+                    "type": _duration,
+                    "metavar": "2h",
+                    "help": "free it after this time: 45s, 30m, 1h30m, 7d (default: when somebody unlocks it)",
+                },
+            ),
+            (
+                "--hold",
+                {"action": "store_true", "help": "accept its mail into Postfix's hold queue, instead of refusing"},
+            ),
+        ),
+        _lock_question,
+        lambda value, _args, screen: ctl_text.lock_made(value, screen),
+    ),
+    Command(
+        "unlock",
+        "free accounts",
+        "Run it once the owner has a new password. The account's windows start anew, so that it is not locked again\n"
+        "by what was sent before. To free an account that is not locked is no error.",
+        (("account", {**ACCOUNT[1], "nargs": "+"}),),
+        lambda args: Question("/unlock", {"accounts": args.account}),
+        lambda value, _args, _screen: ctl_text.unlocked(value),
+    ),
+    Command(
+        "reset",
+        "forget an account's counts",
+        "Run it for an account that has reached a limit for a good reason and has to send on.\n"
+        "A lock stays: unlock undoes it.",
+        (ACCOUNT,),
+        lambda args: Question("/reset", {"account": args.account}),
+        lambda value, _args, _screen: ctl_text.counts_reset(value),
+    ),
+    Command(
+        "reload",
+        "read the config file again",
+        "Run it after a change of the config: it says what has changed, or what is wrong with the file. A file with a\n"
+        "mistake changes nothing. No connection is dropped, no count and no lock is lost.",
+        (),
+        lambda _args: Question("/reload", {}),
+        lambda value, _args, _screen: ctl_text.reloaded(value),
+    ),
+)
