@@ -15,8 +15,8 @@ from datetime import datetime, timezone
 from typing import Any
 
 from policyd import __version__, ctl_text
-from policyd.ctl_client import DONE, INTERRUPTED, REFUSED, USAGE, CtlError, ask
-from policyd.ctl_commands import COMMANDS, Command, Told, path
+from policyd.ctl_client import DONE, INTERRUPTED, REFUSED, USAGE, CtlError, Told, ask
+from policyd.ctl_commands import COMMANDS, Command, path
 from policyd.ctl_text import Screen
 from policyd.paths import control_sockets
 
@@ -31,6 +31,7 @@ examples:
   policyctl unlock anna@example.com         Anna has a new password: let her send
   policyctl lock bert@example.com --reason "password on a phishing site" --for 12h
   policyctl accounts --over 80%             who is close to a limit?
+  policyctl history anna@example.com --since 2h     what has Anna sent?
   policyctl locked --json | jq -r '.[].account'
 
 exit status:

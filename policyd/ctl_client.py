@@ -10,10 +10,10 @@ import os
 import re
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from policyd.ctl_text import Json
 
@@ -45,6 +45,21 @@ class Question:
 
     path: str
     body: dict[str, Any] | None = None
+
+
+Ask = Callable[[Question], Json]
+"""Asks the daemon one thing, and returns its answer; raises CtlError."""
+
+
+class Told(NamedTuple):
+    """What a command prints, and its exit status."""
+
+    lines: Sequence[str]
+    status: int = DONE
+    remarks: Sequence[str] = ()
+    """Lines for stderr, after all that goes to stdout."""
+    end: str = "\n"
+    """What ends each of `lines`."""
 
 
 class PatientSocket(socket.socket):

@@ -8,29 +8,15 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlencode
 
-from policyd import ctl_text
-from policyd.ctl_client import DONE, Question
+from policyd import ctl_history, ctl_text
+from policyd.ctl_client import Ask, Question, Told
 from policyd.ctl_text import Json, Screen
 from policyd.durations import parse_duration
-
-Ask = Callable[[Question], Json]
-"""Asks the daemon one thing; raises CtlError."""
-
-
-class Told(NamedTuple):
-    """What a command prints, and its exit status."""
-
-    lines: Sequence[str]
-    status: int = DONE
-    remarks: Sequence[str] = ()
-    """Lines for stderr, after all that goes to stdout."""
-    end: str = "\n"
-    """What ends each of `lines`."""
 
 
 def _nothing_asked(_args: argparse.Namespace) -> Question:
@@ -117,6 +103,15 @@ def _lock_question(args: argparse.Namespace) -> Question:
 ACCOUNT = (
     "account",
     {"metavar": "ACCOUNT", "type": _typed, "help": "the account's name: the login, as Postfix sees it"},
+)
+
+SINCE = (
+    "--since",
+    {"type": _duration, "metavar": "2h", "help": "only messages of the last 45s, 30m, 1h30m, 7d (default: all)"},
+)
+VERDICT = (
+    "--verdict",
+    {"choices": ctl_history.VERDICTS, "help": "only messages of which this became"},
 )
 
 COMMANDS = (
@@ -214,5 +209,29 @@ COMMANDS = (
         (),
         lambda _args: Question("/reload", {}),
         lambda value, _args, _screen: ctl_text.reloaded(value),
+    ),
+    Command(
+        "history",
+        "the latest messages of one account, and what became of them",
+        "Run it to see what an account has sent: when, from where, as whom, to how many, and whether it passed.\n"
+        "It reads like a log: the newest message stands last. -0 prints the queue ids alone, the newest first, for xargs -0.",
+        (
+            ACCOUNT,
+            SINCE,
+            VERDICT,
+            (
+                "-n",
+                {
+                    "type": _number,
+                    "metavar": "N",
+                    "help": f"the newest so many (default: {ctl_history.SHOWN}; with -0: {ctl_history.MAX_MESSAGES})",
+                },
+            ),
+            (
+                "-0",
+                {"dest": "nul", "action": "store_true", "help": "print queue ids alone, each once and ended by NUL"},
+            ),
+        ),
+        run=ctl_history.run,
     ),
 )

@@ -207,6 +207,21 @@ def reloaded(value: Json) -> list[str]:
     return _shown(lines or ["nothing changed"])
 
 
+def table(columns: Sequence[Column], rows: Sequence[Sequence[object]], screen: Screen) -> list[str]:
+    """Return a table with its titles, each line printable."""
+    return _shown(_table(columns, rows, screen))
+
+
+def moment(text: str, screen: Screen) -> str:
+    """Return an ISO 8601 time in the screen's zone: `2026-11-23 08:00:00`; raises ValueError for what is none."""
+    return _moment(text, screen)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return `1 message` or `2 messages`, and `no messages` for none."""
+    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
+
+
 def _list(value: Json) -> list[Json]:
     if not isinstance(value, list):
         raise TypeError("no list")
