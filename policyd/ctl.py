@@ -32,6 +32,7 @@ examples:
   policyctl lock bert@example.com --reason "password on a phishing site" --for 12h
   policyctl accounts --over 80%             who is close to a limit?
   policyctl history anna@example.com --since 2h     what has Anna sent?
+  policyctl queue anna@example.com          what of it waits in Postfix's queue?
   policyctl locked --json | jq -r '.[].account'
 
 exit status:

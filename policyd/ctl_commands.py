@@ -100,6 +100,21 @@ def _lock_question(args: argparse.Namespace) -> Question:
     return Question("/lock", wanted)
 
 
+class _OneOf(argparse.Action):
+    """An option that stores its constant, and bears no other option of the same destination beside it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: object) -> None:
+        if getattr(namespace, self.dest) not in (None, self.const):
+            raise argparse.ArgumentError(self, f"not allowed with --{getattr(namespace, self.dest)}")
+        setattr(namespace, self.dest, self.const)
+
+
+def _queue(args: argparse.Namespace, ask: Ask, screen: Screen) -> Told:
+    from policyd import ctl_queue  # noqa: PLC0415 -- what starts processes is slow to load, and seldom needed
+
+    return ctl_queue.run(args, ask, screen)
+
+
 ACCOUNT = (
     "account",
     {"metavar": "ACCOUNT", "type": _typed, "help": "the account's name: the login, as Postfix sees it"},
@@ -214,7 +229,7 @@ COMMANDS = (
         "history",
         "the latest messages of one account, and what became of them",
         "Run it to see what an account has sent: when, from where, as whom, to how many, and whether it passed.\n"
-        "It reads like a log: the newest message stands last. -0 prints the queue ids alone, the newest first, for xargs -0.",
+        "It reads like a log: the newest message stands last. -0 prints bare queue ids, for xargs -0.",
         (
             ACCOUNT,
             SINCE,
@@ -233,5 +248,33 @@ COMMANDS = (
             ),
         ),
         run=ctl_history.run,
+    ),
+    Command(
+        "queue",
+        "an account's messages that still wait in Postfix's queue; hold, release or delete them",
+        "Run it on the mail server, as root, when an account has sent spam: it finds the account's messages that are\n"
+        "still in the queue of this host's Postfix, also where the sender is forged. What is not certainly its own\n"
+        "is left alone. --hold, --release and --delete only list what they would do; with --yes too, they do it.",
+        (
+            ACCOUNT,
+            SINCE,
+            VERDICT,
+            ("--client", {"type": _typed, "metavar": "ADDRESS", "help": "only messages that came from this address"}),
+            ("--queue", {"choices": ("hold", "deferred", "active", "incoming"), "help": "only messages in this queue"}),
+            *(
+                (f"--{order}", {"dest": "order", "action": _OneOf, "const": order, "nargs": 0, "help": does})
+                for order, does in (
+                    ("hold", "put what is found on hold: it is kept, and not delivered"),
+                    ("release", "release what is found on hold, and deliver it now"),
+                    ("delete", "delete what is found, for good"),
+                )
+            ),
+            ("--yes", {"action": "store_true", "help": "do it, instead of listing what would be done"}),
+            (
+                "--postfix-config",
+                {"type": path, "metavar": "DIR", "help": "the Postfix instance: its folder with main.cf"},
+            ),
+        ),
+        run=_queue,
     ),
 )

@@ -251,7 +251,7 @@ def test_a_terminal_shortens_what_a_pipe_gets_whole(daemon: ControlSocket) -> No
     assert name in run(daemon, "accounts").stdout
 
 
-COMMANDS = ("status", "accounts", "locked", "lock", "unlock", "reset", "reload", "history")
+COMMANDS = ("status", "accounts", "locked", "lock", "unlock", "reset", "reload", "history", "queue")
 
 
 def test_help_is_enough_to_work_with() -> None:
