@@ -139,7 +139,7 @@ class Postfix:
     def _started(self, command: str, *arguments: str) -> subprocess.Popen[bytes]:
         # its errors are few lines: the pipe for them is larger than what postqueue has to say
         return subprocess.Popen(  # noqa: S603 -- a command of Postfix by its path, without a shell
-            [_found(command), *self._options, *arguments],
+            [command_path(command), *self._options, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -149,7 +149,7 @@ class Postfix:
     def _run(self, command: str, *arguments: str, given: str = "") -> tuple[int, str, str]:
         try:
             done = subprocess.run(  # noqa: S603 -- a command of Postfix by its path, without a shell
-                [_found(command), *self._options, *arguments],
+                [command_path(command), *self._options, *arguments],
                 input=given.encode(),
                 capture_output=True,
                 timeout=PATIENCE,
@@ -162,7 +162,8 @@ class Postfix:
         return done.returncode, out, said
 
 
-def _found(command: str) -> str:
+def command_path(command: str) -> str:
+    """Return where a command of Postfix is; raises CtlError."""
     path = f"{os.environ.get('PATH', os.defpath)}:{SYSTEM_PATH}"
     found = shutil.which(command, path=path)
     if found is None:

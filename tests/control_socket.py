@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from subprocess import PIPE, CompletedProcess
 from typing import IO, Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CTL = (sys.executable, "-W", "error", "-m", "policyd.ctl")
@@ -60,7 +60,10 @@ ANSWERS: dict[str, tuple[int, Any]] = {
 
 
 class Answer(BaseHTTPRequestHandler):
-    """Records one request, and answers it from the table; bytes are sent as they are, and end the connection."""
+    """Records one request, and answers it from the table.
+
+    Bytes are sent as they are, and end the connection; a function is called with the query's values.
+    """
 
     server: ControlSocket
     protocol_version = "HTTP/1.1"
@@ -73,6 +76,8 @@ class Answer(BaseHTTPRequestHandler):
         self.server.asked.set()
         status, value = self.server.answers.get(urlsplit(self.path).path, (404, {"error": "no such thing"}))
         self.close_connection = True
+        if callable(value):
+            value = value(parse_qs(urlsplit(self.path).query))
         if isinstance(value, bytes):
             self.wfile.write(value)
             return
