@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_common_options(parser: argparse.ArgumentParser) -> None:
     """Options that stand before or after the command: a default there would undo what was said before it."""
     common: dict[str, Any] = {"default": argparse.SUPPRESS}
-    parser.add_argument("--json", action="store_true", help="print the daemon's answer as JSON, for programs", **common)
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON, for programs", **common)
     parser.add_argument("--socket", type=path, metavar="PATH", help="the daemon's control socket", **common)
     parser.add_argument(
         "-c", dest="config", type=path, metavar="FILE", help="the config that names the control socket", **common

@@ -6,12 +6,13 @@ meet. So an id alone says nothing. Two things have to be true, each by itself:
 
 1. Of all messages with this queue id in the history, of whatever account, exactly one can be the one in the queue by
    its time, and none came after it (`match`).
-2. The queue file itself says the same: it was made under this id and not under another, at the time of this message, by
-   its client, and for the login that the account is named by (`objection`).
+2. The queue file itself says the same: it was made under this id and not under another, before the verdict on this
+   message, for its client, and for the login that the account is named by (`objection`).
 
 What Postfix does (seen with 3.7): `arrival_time` is when smtpd got MAIL FROM, in whole seconds, rounded down. Then
 the policy daemon is asked, at RCPT; then the first recipient that is accepted makes the queue file (`create_time`) and
-its id, and then comes DATA. So arrival <= began <= creation <= at.
+its id, and then comes DATA. So arrival <= began <= creation <= at. Where policyd is not asked at RCPT, the
+creation is before began.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ SECOND = 1.0
 """Postfix tells times in whole seconds, rounded down: what it tells may have been so much later."""
 
 SLOWEST = 3600.0
-"""Seconds that a client may spend between MAIL FROM and the first RCPT.
+"""Seconds that a client may spend between MAIL FROM and what policyd is asked first: RCPT, or DATA.
 
 smtpd waits 300 s for each command (smtpd_timeout), and a client can put others in between. One that takes longer than
 an hour is not recognized, and its message is left alone.
@@ -123,11 +124,11 @@ def match(queued: Queued, history: Iterable[Past]) -> Past | str | None:
 def objection(queued: Queued, message: Past, envelope: Envelope) -> str:
     """Return what in the queue file speaks against its being this message, "" where all of it says that it is."""
     named = envelope.named
-    created = message.began - TOLERANCE <= envelope.created + SECOND and envelope.created <= message.at + TOLERANCE
+    later = envelope.created > message.at + TOLERANCE
     objections: Sequence[tuple[bool, str]] = (
         (envelope.arrived != queued.arrived, "its queue id has been given to another message"),
         (named.get("log_ident") != queued.queue_id, "its queue file was made under another queue id (postsuper -r?)"),
-        (not created, "its queue file was not made while the message of the history was received"),
+        (later, "its queue file was made after the message of the history was received"),
         (named.get("client_address") != message.client, "its queue file names another client than the history"),
     )
     return next((text for holds, text in objections if holds), "") or _stranger(message, envelope)

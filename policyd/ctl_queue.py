@@ -14,13 +14,13 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import TextIO, TypeVar
+from typing import Protocol, TextIO, TypeVar
 from urllib.parse import urlencode
 
 from policyd.ctl_client import DONE, REFUSED, USAGE, Ask, CtlError, Question, Told
 from policyd.ctl_history import MAX_MESSAGES, QUEUE_ID, question
 from policyd.ctl_join import Envelope, Past, Queued, match, objection, past
-from policyd.ctl_postfix import ORDERS, Order, Postfix
+from policyd.ctl_postfix import ORDERS, Envelopes, Order, Postfix
 from policyd.ctl_text import Column, Screen, counted, moment, printable, shell_word, table
 
 MAX_IDS = 100
@@ -42,6 +42,19 @@ DOING = {"hold": ("held", "hold"), "release": ("released", "release"), "delete":
 """What each order is called when it is done, and when it is not."""
 
 T = TypeVar("T")
+
+
+class Clerk(Protocol):
+    """Looks at queue files and takes orders, as Postfix does."""
+
+    def envelopes(self, queue_ids: Sequence[str]) -> Envelopes:
+        """Return what the files of these messages say."""
+
+    def give(self, order: Order, queue_ids: Sequence[str]) -> tuple[set[str], str]:
+        """Return the messages to which this was done, and what went wrong."""
+
+    def flush(self, queue_id: str) -> str:
+        """Try to deliver a message, and return what went wrong."""
 
 
 class Progress:
@@ -95,6 +108,7 @@ class Report:
     gone: list[str] = field(default_factory=list)
     """Queue ids of messages that had left the queue before the order."""
     failed: list[str] = field(default_factory=list)
+    """Queue ids of messages of which it is not known that the order was done."""
     problems: list[str] = field(default_factory=list)
 
 
@@ -108,10 +122,6 @@ def run(args: argparse.Namespace, ask: Ask, screen: Screen) -> Told:
         search(report, args, ask, postfix, progress)
         if args.yes:
             obey(report, ORDERS[args.order], postfix, progress)
-    except KeyboardInterrupt:
-        if not report.done:
-            raise
-        report.problems.append("interrupted: look again, the last of them may or may not have been reached")
     finally:
         progress.clear()
     status = REFUSED if report.failed or report.problems else DONE
@@ -190,8 +200,19 @@ def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def obey(report: Report, order: Order, postfix: Postfix, progress: Progress) -> None:
-    """Give an order for all messages found that are still the same, a batch at a time."""
+def obey(report: Report, order: Order, postfix: Clerk, progress: Progress) -> None:
+    """Give an order for all messages found that are still the same, until all is done or something fails."""
+    try:
+        _give(report, order, postfix, progress)
+        if order is ORDERS["release"] and not report.problems:
+            _flush(report, postfix, progress)
+    except KeyboardInterrupt:
+        report.problems.append("interrupted: what was last being done may be done or not")
+    settled = {*report.done, *report.gone, *report.failed}
+    report.failed += [one.queued.queue_id for one in report.found if one.queued.queue_id not in settled]
+
+
+def _give(report: Report, order: Order, postfix: Clerk, progress: Progress) -> None:
     for batch in _batches(report.found, BATCH):
         progress.show(f"{order.done}: {len(report.done)} of {len(report.found)}")
         now = postfix.envelopes([one.queued.queue_id for one in batch])
@@ -203,14 +224,10 @@ def obey(report: Report, order: Order, postfix: Postfix, progress: Progress) -> 
             queue_id = one.queued.queue_id
             (report.done if queue_id in done else report.failed if queue_id in same else report.gone).append(queue_id)
         if problem:
-            rest = report.found[len(report.done) + len(report.gone) + len(report.failed) :]
-            report.failed += [one.queued.queue_id for one in rest]
             return
-    if order is ORDERS["release"]:
-        _flush(report, postfix, progress)
 
 
-def _flush(report: Report, postfix: Postfix, progress: Progress) -> None:
+def _flush(report: Report, postfix: Clerk, progress: Progress) -> None:
     """Have the released messages tried now, and no others."""
     for number, queue_id in enumerate(report.done[:MAX_FLUSHED]):
         progress.show(f"delivery: {number} of {len(report.done)}")

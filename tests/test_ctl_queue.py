@@ -1,258 +1,33 @@
-"""policyctl queue, against a real Postfix whose mail is held, deferred, requeued, and has queue ids of others."""
+"""policyctl queue: what it says and does, with commands that stand for Postfix's."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import pty
+import subprocess
 import time
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from policyd.ctl_client import CtlError
-from policyd.ctl_postfix import command_path
-from tests.control_socket import ControlSocket, line_of, listening, run
+from policyd.ctl_join import Envelope, Past, Queued
+from policyd.ctl_postfix import ORDERS, Envelopes, Order, command_path
+from policyd.ctl_queue import BATCH, MAX_FLUSHED, Found, Progress, Report, as_json, as_text, obey
+from tests.control_socket import CTL, REPOSITORY, ControlSocket, environment, line_of, listening, run
 from tests.history_socket import History
-from tests.postfix import PrivatePostfix, queued, require_postfix
-from tests.waiting import until
+from tests.test_ctl import whatever_is_on
+from tests.test_ctl_history import HOSTILE
+from tests.test_ctl_text import PIPE
 
 ANNA = "anna@example.com"
 BERT = "bert@example.com"
-HELD = "held@example.com"
-"""A sender whose mail is held, whoever sends it."""
 CLIENT = "127.0.0.1"
-
-SETTINGS = {
-    "enable_long_queue_ids": "no",
-    "defer_transports": "discard",
-    "sender_canonical_maps": "inline:{forged@bank.example=canon@bank.example}",
-    "smtpd_data_restrictions": f"check_sender_access inline:{{{HELD}=HOLD}}",
-}
-
-
-class Desk:
-    """A Postfix, a control socket with the history of what was sent through it, and policyctl."""
-
-    def __init__(self, postfix: PrivatePostfix, socket: ControlSocket) -> None:
-        self.postfix = postfix
-        self.socket = socket
-        self.history = History()
-        socket.answers = self.history.answers
-
-    def send(self, account: str = ANNA, sender: str = ANNA, *, told: str | None = None, recipients: int = 1) -> str:
-        """Send a message, and tell of it as one of the account `told`; return its queue id."""
-        with self.postfix.smtp(account) as session:
-            session.mail(sender)
-            began = time.time()
-            for number in range(recipients):
-                session.rcpt(f"r{number}@remote.example")
-            at = time.time()
-            queue_id = queued(session.data())
-        assert queue_id
-        self.history.add(told or account, queue_id, began, at, client=CLIENT, sender=sender)
-        return queue_id
-
-    def settle(self) -> None:
-        """Wait until nothing is on its way any more."""
-        until(lambda: all(message["queue_name"] in ("hold", "deferred") for message in self.postfix.queue()))
-
-    def queues(self) -> dict[str, str]:
-        """Return the name of the queue of each message."""
-        return {message["queue_id"]: message["queue_name"] for message in self.postfix.queue()}
-
-    def ask(self, *args: str, account: str = ANNA) -> dict[str, Any]:
-        """Return what `policyctl queue --json` says."""
-        config = str(self.postfix.folder / "conf")
-        finished = run(self.socket, "queue", "--json", "--postfix-config", config, *args, account)
-        assert (finished.returncode, finished.stderr) == (0, "")
-        value: dict[str, Any] = json.loads(finished.stdout)
-        return value
-
-    def rename(self, queue_id: str, other: str) -> None:
-        """Give a held message another queue id, also in its file: by chance an id comes again once in 2**20 times."""
-        path = self.postfix.queue_directory / "hold" / queue_id
-        path.write_bytes(path.read_bytes().replace(queue_id.encode(), other.encode()))
-        path.rename(path.with_name(other))
-
-
-@pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    """Run a Postfix that defers all mail, with a history of what is sent."""
-    require_postfix()
-    with PrivatePostfix(SETTINGS) as postfix, listening(tmp_path / "control.sock", {}) as socket:
-        yield Desk(postfix, socket)
-
-
-def ids(value: dict[str, Any], key: str = "messages") -> list[str]:
-    """Return the queue ids of a part of the answer."""
-    return [message["queue_id"] for message in value[key]]
-
-
-def test_the_messages_of_an_account_are_found(desk: Desk) -> None:
-    """Held, deferred, with a forged, a rewritten and a null sender: the account's messages, and nobody else's."""
-    wanted = [desk.send(sender=sender) for sender in (ANNA, HELD, "forged@bank.example", "")]
-    desk.send(BERT, sender=ANNA)
-    desk.settle()
-    value = desk.ask()
-    assert ids(value) == wanted
-    assert (value["account"], value["order"], value["dry_run"], value["more"]) == (ANNA, None, False, False)
-    assert [message["queue"] for message in value["messages"]] == ["deferred", "hold", "deferred", "deferred"]
-    assert [message["sender"] for message in value["messages"]] == [ANNA, HELD, "canon@bank.example", ""]
-    first = value["messages"][0]
-    assert {key: first[key] for key in ("client", "recipients", "verdict")} == {
-        "client": CLIENT,
-        "recipients": 1,
-        "verdict": "passed",
-    }
-    assert datetime.fromisoformat(first["arrived"]) <= datetime.fromisoformat(first["began"])
-    assert value["left_alone"] == []
-
-
-def test_an_id_that_had_another_message_before_is_no_proof(desk: Desk) -> None:
-    """Anna's message is gone, and its id belongs to one of Bert's, with the sender of Anna's: it is left alone."""
-    annas, berts = desk.send(sender=HELD), desk.send(BERT, sender=HELD)
-    desk.settle()
-    (desk.postfix.queue_directory / "hold" / annas).unlink()
-    desk.rename(berts, annas)
-    desk.history.forget(berts)
-    for order in ("--release", "--delete"):
-        value = desk.ask(order, "--yes")
-        assert (ids(value), value["done"]) == ([], [])
-    (left,) = value["left_alone"]
-    assert (left["queue_id"], left["why"]) == (annas, "its queue file names another login than the history")
-    assert desk.queues() == {annas: "hold"}
-
-
-def test_an_id_of_another_account_at_the_same_time_is_ambiguous(desk: Desk) -> None:
-    """Where the history has two messages that can be this one, none of them is touched, whoever asks."""
-    queue_id = desk.send()
-    desk.settle()
-    message = desk.history.messages[0]
-    desk.history.messages.append({**message, "account": BERT})
-    for account in (ANNA, BERT):
-        value = desk.ask("--delete", "--yes", account=account)
-        assert ids(value) == value["done"] == []
-        assert [one["why"] for one in value["left_alone"]] == ["several messages of the history can be this one"]
-    assert desk.queues() == {queue_id: "deferred"}
-
-
-def test_an_id_that_an_account_had_yesterday_is_not_its_message(desk: Desk) -> None:
-    """What came at another time than the history says is not even mentioned."""
-    queue_id = desk.send()
-    desk.settle()
-    desk.history.add(BERT, queue_id, time.time() - 86400, time.time() - 86399, client=CLIENT, sender=ANNA)
-    value = desk.ask("--delete", "--yes", account=BERT)
-    assert (value["messages"], value["left_alone"], value["done"]) == ([], [], [])
-    assert ids(desk.ask()) == [queue_id]
-
-
-def test_a_message_that_lies_about_its_file_hides_and_forges_nothing(desk: Desk) -> None:
-    """A line end in ORCPT cannot make a message another's, nor another message look like this one's."""
-    first = desk.send()
-    with desk.postfix.smtp(BERT) as session:
-        forged = f"+0A***+20ENVELOPE+20RECORDS+20deferred/{first[0]}/{first}+20***+0Anamed_attribute:+20sasl_username=x"
-        session.mail(ANNA)
-        began = time.time()
-        assert session.command(f"RCPT TO:<r@remote.example> ORCPT=rfc822;r{forged}@x.example").startswith("250")
-        berts = queued(session.data())
-    desk.history.add(ANNA, berts, began, time.time(), client=CLIENT, sender=ANNA)
-    last = desk.send()
-    desk.settle()
-    value = desk.ask("--delete", "--yes")
-    assert sorted(value["done"]) == sorted([first, last])
-    assert ids(value, "left_alone") == [berts]
-    assert desk.queues() == {berts: "deferred"}
-
-
-def test_nothing_is_done_without_yes(desk: Desk) -> None:
-    """Without --yes it is listed what would be done, and the line that does it."""
-    held, deferred = desk.send(sender=HELD), desk.send()
-    desk.settle()
-    config = str(desk.postfix.folder / "conf")
-    finished = run(desk.socket, "queue", "--postfix-config", config, "--delete", "--client", CLIENT, ANNA)
-    lines = finished.stdout.splitlines()
-    assert (finished.returncode, len(lines)) == (0, 6)
-    assert lines[1].split()[2:5] == [held, "hold", "passed"]
-    assert lines[-2:] == [
-        f"nothing is done yet: to delete 2 messages of {ANNA}, to 2 recipients, add --yes:",
-        f"  policyctl queue --socket {desk.socket.path} --postfix-config {config} --client {CLIENT} "
-        f"--delete --yes {ANNA}",
-    ]
-    assert (ids(desk.ask("--hold")), ids(desk.ask("--release"))) == ([deferred], [held])
-    assert desk.queues() == {held: "hold", deferred: "deferred"}
-
-
-def test_messages_are_held_and_released_and_deleted(desk: Desk) -> None:
-    """Each order is done to the account's messages where it makes sense, and to nobody else's."""
-    held, deferred, berts = desk.send(sender=HELD), desk.send(), desk.send(BERT)
-    desk.settle()
-    value = desk.ask("--hold", "--yes")
-    assert (value["done"], value["gone"], value["failed"], value["dry_run"]) == ([deferred], [], [], False)
-    assert desk.queues() == {held: "hold", deferred: "hold", berts: "deferred"}
-    desk.postfix.reload({**SETTINGS, "defer_transports": ""})
-    assert sorted(desk.ask("--release", "--yes")["done"]) == sorted([held, deferred])
-    until(lambda: set(desk.queues()) == {berts})
-    assert desk.ask("--delete", "--yes", account=BERT)["done"] == [berts]
-    assert desk.queues() == {}
-
-
-def test_filters_keep_to_what_was_asked_for(desk: Desk) -> None:
-    """By verdict, by queue, by client, by time: what does not fit is not there."""
-    first, second = desk.send(sender=HELD), desk.send()
-    desk.settle()
-    desk.history.messages[0]["verdict"] = "held"
-    assert ids(desk.ask("--verdict", "held")) == [first]
-    assert ids(desk.ask("--queue", "deferred")) == [second]
-    assert ids(desk.ask("--client", "192.0.2.1")) == []
-    assert ids(desk.ask("--since", "1h")) == [first, second]
-    assert desk.ask("--queue", "active", "--delete", "--yes")["done"] == []
-
-
-def test_a_requeued_message_is_left_alone(desk: Desk) -> None:
-    """`postsuper -r` gives a new id, which the history knows of another message, if at all."""
-    path = desk.postfix.queue_directory / "hold" / desk.send(sender=HELD)
-    path.rename(path.with_name("ABCDE12345"))
-    desk.history.messages[0]["queue_id"] = "ABCDE12345"
-    value = desk.ask("--delete", "--yes")
-    assert [one["why"] for one in value["left_alone"]] == [
-        "its queue file was made under another queue id (postsuper -r?)"
-    ]
-    assert desk.queues() == {"ABCDE12345": "hold"}
-
-
-def test_a_person_is_told_what_was_done(desk: Desk) -> None:
-    """The last line says how many of how many."""
-    desk.send(recipients=3)
-    desk.settle()
-    config = str(desk.postfix.folder / "conf")
-    finished = run(desk.socket, "queue", ANNA, "--delete", "--yes", "--postfix-config", config)
-    assert (finished.returncode, finished.stderr) == (0, "")
-    assert finished.stdout.splitlines()[-1] == f"deleted: 1 of 1 message of {ANNA}, to 3 recipients"
-    again = run(desk.socket, "queue", ANNA, "--delete", "--postfix-config", config)
-    assert again.stdout == f"there is nothing to delete: no messages of {ANNA}, to no recipients\n"
-
-
-def test_ten_thousand_messages(desk: Desk) -> None:
-    """A full queue is looked through and emptied of one account's messages, and of no other."""
-    number = 10_000
-    first, bystander = desk.send(sender=HELD), desk.send(BERT, sender=HELD)
-    desk.settle()
-    folder = desk.postfix.queue_directory / "hold"
-    text, owner, message = (folder / first).read_bytes(), (folder / first).stat(), desk.history.messages[0]
-    copies = [f"{n:05X}{first[5:]}" for n in range(number)]
-    for queue_id in set(copies) - {first, bystander}:
-        path = folder / queue_id
-        path.write_bytes(text.replace(first.encode(), queue_id.encode()))
-        os.chown(path, owner.st_uid, owner.st_gid)
-        path.chmod(owner.st_mode)
-        desk.history.messages.append({**message, "queue_id": queue_id})
-    value = desk.ask("--delete", "--yes")
-    assert sorted(value["done"]) == sorted(ids(value)) == sorted({*copies, first} - {bystander})
-    assert value["left_alone"] == value["failed"] == value["gone"] == []
-    assert set(desk.queues()) == {bystander}
 
 
 def without_postfix(tmp_path: Path) -> dict[str, str]:
@@ -309,6 +84,75 @@ def test_lines_that_are_no_messages_are_counted(stub: ControlSocket, tmp_path: P
     assert finished.stdout == (
         f"3 messages of the queue could not be read\nno messages of {ANNA}, to no recipients, in the queue\n"
     )
+
+
+def test_a_message_with_too_many_recipients_does_not_hide_the_others(stub: ControlSocket, tmp_path: Path) -> None:
+    """A line that is too long is skipped to its end, and counted."""
+    fake(tmp_path, "postqueue", f"head -c 135000000 /dev/zero | tr '\\0' x; echo; echo '{LISTED % time.time()}'")
+    fake(tmp_path, "postcat", "echo 'postcat: fatal: open queue file B1: No such file or directory' >&2; exit 1")
+    value = json.loads(run(stub, "queue", "--json", ANNA, env=without_postfix(tmp_path)).stdout)
+    assert (value["unreadable"], value["messages"], value["left_alone"]) == (1, [], [])
+
+
+def listing_two(folder: Path) -> History:
+    """Have two held messages of Anna's, whose files cannot be read, and return their history."""
+    now = time.time()
+    lines = [LISTED % now, (LISTED % now).replace("B1", "B2")]
+    fake(folder, "postqueue", "\n".join(f"echo '{line}'" for line in lines))
+    fake(folder, "postcat", "echo garbled")
+    history = History()
+    for queue_id in ("B1", "B2"):
+        history.add(ANNA, queue_id, now, now, client=CLIENT, sender="s")
+    return history
+
+
+def test_a_history_that_has_more_to_tell_is_asked_for_less(tmp_path: Path) -> None:
+    """Where the daemon cannot tell all of some ids at once it is asked for half of them."""
+    history = listing_two(tmp_path)
+    history.add(BERT, "B1", time.time() - 9999, time.time() - 9999, client=CLIENT, sender="s")
+    history.most = 2
+    with listening(tmp_path / "control.sock", history.answers) as socket:
+        finished = run(socket, "queue", ANNA, env=without_postfix(tmp_path))
+        assert [path for _, path, _ in socket.requests[1:]] == [
+            "/history?queue_id=B1&queue_id=B2",
+            "/history?queue_id=B1",
+            "/history?queue_id=B2",
+        ]
+    assert finished.stdout.splitlines()[:3] == [
+        f"left alone, for it is not sure that it is {ANNA}'s:",
+        "B1  hold  its queue file cannot be read",
+        "B2  hold  its queue file cannot be read",
+    ]
+
+
+def test_an_id_that_is_everywhere_is_left_alone(tmp_path: Path) -> None:
+    """An id of which the daemon cannot tell all at once proves nothing."""
+    history = listing_two(tmp_path)
+    history.most = 1
+    history.messages.append({**history.messages[1], "account": BERT})
+    with listening(tmp_path / "control.sock", history.answers) as socket:
+        lines = run(socket, "queue", ANNA, env=without_postfix(tmp_path)).stdout.splitlines()
+    assert "B2  hold  its queue id is too frequent in the history" in lines
+    assert "the history has more than 100000 messages of this account: older ones were not looked for" in lines
+
+
+def test_a_terminal_is_shown_how_far_it_is(stub: ControlSocket, tmp_path: Path) -> None:
+    """On a terminal a line tells what is being done, and is gone at the end; a pipe gets nothing of it."""
+    looks_twice(tmp_path, ANNA, ANNA)
+    ours, terminal = pty.openpty()
+    command = [*CTL, "--socket", str(stub.path), "queue", ANNA]
+    subprocess.run(
+        command,
+        env=environment(**without_postfix(tmp_path)),
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=terminal,
+        check=True,
+    )
+    os.close(terminal)
+    shown = whatever_is_on(ours)
+    assert shown.startswith("\r\x1b[Kthe queue: 1 messages")
+    assert shown.endswith("\r\x1b[K")
 
 
 def test_queue_files_that_are_closed_to_us_are_told_of(stub: ControlSocket, tmp_path: Path) -> None:
@@ -402,3 +246,92 @@ def test_what_cannot_be_meant_is_not_begun(stub: ControlSocket, args: list[str],
     finished = run(stub, "queue", ANNA, *args)
     assert (finished.returncode, finished.stderr.splitlines()[-1]) == (2, complaint)
     assert stub.requests == []
+
+
+class Postmaster:
+    """Stands for Postfix: does what it is told, until something happens."""
+
+    def __init__(self, trouble: Callable[[int], str] = lambda _: "") -> None:
+        self.trouble = trouble
+        self.orders: list[list[str]] = []
+        self.flushed: list[str] = []
+
+    def envelopes(self, queue_ids: Sequence[str]) -> Envelopes:
+        """Find all files as they were."""
+        return Envelopes(dict.fromkeys(queue_ids, FILE), [])
+
+    def give(self, _order: Order, queue_ids: Sequence[str]) -> tuple[set[str], str]:
+        """Do all of it, unless there is trouble."""
+        self.orders.append(list(queue_ids))
+        trouble = self.trouble(len(self.orders))
+        return set() if trouble else set(queue_ids), trouble
+
+    def flush(self, queue_id: str) -> str:
+        """Remember it."""
+        self.flushed.append(queue_id)
+        return ""
+
+
+FILE = Envelope(0, 0, "s", {})
+
+
+def full_report(number: int) -> Report:
+    """Return a report of so many messages found."""
+    past = Past(ANNA, "", 0.0, 0.0, CLIENT, "s", "passed")
+    found = [Found(Queued(f"Q{n}", "hold", 0, 1, "s", 1), past, FILE) for n in range(number)]
+    return Report(ANNA, "release", dry_run=False, found=found)
+
+
+def test_an_order_that_fails_is_not_given_again() -> None:
+    """What comes after the batch at which postsuper failed is not begun, and counts as not done."""
+    report, clerk = full_report(3 * BATCH), Postmaster(lambda number: "no space" if number == 2 else "")
+    obey(report, ORDERS["delete"], clerk, Progress(None))
+    assert (len(report.done), len(report.failed)) == (BATCH, 2 * BATCH)
+    assert report.problems == ["postsuper failed: no space"]
+    assert len(clerk.orders) == 2
+
+
+def test_interrupting_an_order_tells_how_far_it_came() -> None:
+    """Ctrl-C ends it: what was not confirmed by then is told as not done."""
+
+    def interrupted(number: int) -> str:
+        if number == 2:
+            raise KeyboardInterrupt
+        return ""
+
+    report = full_report(3 * BATCH)
+    obey(report, ORDERS["delete"], Postmaster(interrupted), Progress(None))
+    assert (len(report.done), len(report.failed)) == (BATCH, 2 * BATCH)
+    assert report.problems == ["interrupted: what was last being done may be done or not"]
+
+
+def test_only_so_much_is_delivered_at_once() -> None:
+    """Of many released messages the first are tried at once, each by itself; the others with the queue's next run."""
+    report, clerk = full_report(MAX_FLUSHED + 1), Postmaster()
+    obey(report, ORDERS["release"], clerk, Progress(None))
+    assert (len(report.done), report.failed, len(clerk.flushed)) == (MAX_FLUSHED + 1, [], MAX_FLUSHED)
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_nothing_hostile_reaches_the_terminal(dry_run: bool) -> None:
+    """Whatever accounts, senders and clients are called: no line is forged, and a suggested command is quoted."""
+    queued, past = Queued("B1", "hold", 0, 1, HOSTILE, 1), Past(HOSTILE, "B1", 0.0, 0.0, HOSTILE, HOSTILE, HOSTILE)
+    report = Report(HOSTILE, "delete", dry_run=dry_run, found=[Found(queued, past, FILE)], problems=[HOSTILE])
+    report.left_alone.append((queued, "why"))
+    names = ("socket", "config", "postfix_config", "since", "verdict", "client", "queue")
+    args = argparse.Namespace(account=HOSTILE, order="delete", **dict.fromkeys(names))
+    lines = as_text(report, args, PIPE)
+    assert [line for line in lines if any(unicodedata.category(c)[0] == "C" for c in line)] == []
+    assert "root" not in lines
+    assert HOSTILE not in json.dumps(as_json(report))
+    if dry_run:
+        assert lines[-1].startswith("  policyctl queue --delete --yes $'")
+
+
+def test_a_name_like_an_option_is_none_in_the_suggested_command() -> None:
+    """A name that begins with a dash stands behind two of them."""
+    report = full_report(1)
+    report.dry_run = True
+    names = ("socket", "config", "postfix_config", "since", "verdict", "client")
+    args = argparse.Namespace(account="-x", order="release", queue="hold", **dict.fromkeys(names))
+    assert as_text(report, args, PIPE)[-1] == "  policyctl queue --queue hold --release --yes -- -x"
