@@ -81,7 +81,7 @@ class Postfix:
         with self._started("postqueue", "-j") as listing:
             for number, line in enumerate(_lines(_pipe(listing)), 1):
                 try:
-                    message = _queued(json.loads(line or b""))
+                    message = _queued(json.loads((line or b"").decode(errors="surrogateescape")))
                 except (ValueError, LookupError, TypeError, RecursionError):
                     unreadable += 1
                     continue
@@ -205,10 +205,14 @@ def _lines(stream: IO[bytes]) -> Iterator[bytes | None]:
 
 
 def _queued(value: Json) -> Queued:
-    """Take what is needed from one object of `postqueue -j`; raises LookupError, TypeError or ValueError."""
+    """Take what is needed from one object of `postqueue -j`; raises LookupError, TypeError or ValueError.
+
+    Postfix 3.7 shows bytes that are no UTF-8 as question marks; should it not, they are shown as policyd shows them.
+    """
     queue_id, queue, sender = value["queue_id"], value["queue_name"], value["sender"]
     if not QUEUE_ID.fullmatch(queue_id) or not isinstance(sender, str) or not isinstance(queue, str):
         raise ValueError("no queue id")
+    sender = sender.encode(errors="surrogateescape").decode(errors="backslashreplace")
     return Queued(
         queue_id, queue, int(value["arrival_time"]), int(value["message_size"]), sender, len(value["recipients"])
     )

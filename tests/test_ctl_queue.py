@@ -86,6 +86,15 @@ def test_lines_that_are_no_messages_are_counted(stub: ControlSocket, tmp_path: P
     )
 
 
+def test_bytes_that_are_no_utf8_do_not_hide_a_message(stub: ControlSocket, tmp_path: Path) -> None:
+    """Whatever stands in an address, the message is there."""
+    line = (LISTED % time.time()).replace('"s"', '"\\351"')
+    fake(tmp_path, "postqueue", f"printf '{line}\\n'")
+    fake(tmp_path, "postcat", "echo garbled")
+    value = json.loads(run(stub, "queue", "--json", ANNA, env=without_postfix(tmp_path)).stdout)
+    assert (value["unreadable"], [one["sender"] for one in value["left_alone"]]) == (0, ["\\xe9"])
+
+
 def test_a_message_with_too_many_recipients_does_not_hide_the_others(stub: ControlSocket, tmp_path: Path) -> None:
     """A line that is too long is skipped to its end, and counted."""
     fake(tmp_path, "postqueue", f"head -c 135000000 /dev/zero | tr '\\0' x; echo; echo '{LISTED % time.time()}'")

@@ -109,6 +109,21 @@ def test_the_messages_of_an_account_are_found(desk: Desk) -> None:
     assert value["left_alone"] == []
 
 
+def test_addresses_that_are_no_utf8_hide_nothing(desk: Desk) -> None:
+    """Spam whose addresses are Latin-1 is found like any other, though Postfix shows its sender with question marks."""
+    desk.postfix.reload({**SETTINGS, "smtputf8_enable": "no"})
+    with desk.postfix.smtp(ANNA) as session:
+        began = time.time()
+        assert session.command(b"MAIL FROM:<j\xfcrgen@bank.example>").startswith("250")
+        assert session.command(b"RCPT TO:<ren\xe9@remote.example>").startswith("250")
+        queue_id = queued(session.data())
+    desk.history.add(ANNA, queue_id, began, time.time(), client=CLIENT, sender="j\\xfcrgen@bank.example")
+    desk.settle()
+    (message,) = desk.ask("--delete", "--yes")["messages"]
+    assert (message["queue_id"], message["sender"]) == (queue_id, "j?rgen@bank.example")
+    assert desk.queues() == {}
+
+
 def test_long_queue_ids_serve_as_well(tmp_path: Path) -> None:
     """With enable_long_queue_ids = yes nothing is different."""
     require_postfix()
