@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from policyd.allowances import Allowances, AllowedLimits
 from policyd.limits import MAX_PERIOD, Limits, Rules
 from policyd.sections import DEFAULT_MAX_ACCOUNTS
 from policyd.verdict import Verdict
@@ -91,10 +92,10 @@ class Account:
         "windows",
     )
 
-    def __init__(self, name: str, rules: Rules, now: float) -> None:
+    def __init__(self, name: str, rules: Rules, now: float, limits: Limits | None = None) -> None:
         self.name = name
         self.rules = rules
-        self.limits = limits = rules.limits_for(name)
+        self.limits = limits = rules.limits_for(name) if limits is None else limits
         self.maxima = limits.maxima
         self.windows = _fresh(limits)
         """One window a limit, in their order; None where the limit is per message."""
@@ -118,14 +119,14 @@ class Account:
         self.observed = 0
         self.attempts_while_locked = 0
 
-    def adopt(self, rules: Rules) -> None:
-        """Go by other rules from now on, keeping what has been counted for a limit of the same name."""
-        if rules is self.rules:
+    def adopt(self, rules: Rules, limits: Limits) -> None:
+        """Go by other rules, or limits, from now on, keeping what has been counted for a limit of the same name."""
+        if rules is self.rules and limits is self.limits:
             return
         known = {(limit.name, limit.count): window for limit, window in zip(self.limits, self.windows, strict=True)}
         self.rules = rules
-        self.limits = rules.limits_for(self.name)
-        self.maxima = self.limits.maxima
+        self.limits = limits
+        self.maxima = limits.maxima
         self.windows = tuple(
             None if limit.period is None else known.get((limit.name, limit.count)) or Window() for limit in self.limits
         )
@@ -164,6 +165,7 @@ class Accounts:
 
     def __init__(self, rules: Rules, size: int = DEFAULT_MAX_ACCOUNTS) -> None:
         self.rules = rules
+        self.allowances = Allowances()
         self.size = size
         """Accounts that are remembered; locked ones are beyond it too, and leave half of the places to free ones."""
         self.stored: dict[str, Any] = {}
@@ -189,7 +191,7 @@ class Accounts:
         """Return the account of this name, a new one where there is none."""
         account = self._shards[hash(name) & _SHARD].get(name)
         if account is None or account.rules is not self.rules:
-            account = self.peek(name, now) or Account(name, self.rules, now)
+            account = self.peek(name, now) or self.new(name, now)
         return self.heard(account, now)
 
     def heard(self, account: Account, now: float) -> Account:
@@ -205,6 +207,8 @@ class Accounts:
             if known is None:
                 account.heard = now
                 self._add(account)
+                if account.name in self.allowances.accounts or isinstance(account.limits, AllowedLimits):
+                    self.adopt(account)  # what it was allowed may have changed while it was forgotten
                 self._make_room(now)
             elif known is not account:
                 return self.heard(known, now)
@@ -221,12 +225,25 @@ class Accounts:
         account = self._known(name)
         if account is not None:
             if account.rules is not self.rules:
-                account.adopt(self.rules)
+                self.adopt(account)
         elif name in self.stored:
-            account = Account(name, self.rules, now)
+            account = self.new(name, now)
             self._add(account)
             self.recall(account, self.stored.pop(name), now)
         return account
+
+    def new(self, name: str, now: float) -> Account:
+        """Return an account of this name that has done nothing yet, and is not in the table."""
+        return Account(name, self.rules, now, self._limits_for(name))
+
+    def adopt(self, account: Account) -> None:
+        """Have an account go by the rules, and by the allowances, that are in force now."""
+        account.adopt(self.rules, self._limits_for(account.name))
+
+    def adopt_known(self, name: str) -> None:
+        """Do the same with the account of this name, if it is in the table."""
+        if (account := self._known(name)) is not None:
+            self.adopt(account)
 
     def note_change(self, account: Account) -> None:
         """Have an account's counts and tallies stored soon."""
@@ -277,6 +294,10 @@ class Accounts:
         self._locked.pop(account.name, None)
         self._locked[account.name] = account
         account.lock = lock
+
+    def _limits_for(self, name: str) -> Limits:
+        usual = self.rules.limits_for(name)
+        return self.allowances.limits_for(name, usual) if name in self.allowances.accounts else usual
 
     def _known(self, name: str) -> Account | None:
         return self._shards[hash(name) & _SHARD].get(name) or self._locked.get(name)

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
+from policyd.allowing import Wanted as WantedAllowance
 from policyd.config import ConfigError
 from policyd.desk import Desk
 from policyd.durations import format_duration, parse_duration
 from policyd.history import VERDICTS, Message, NoHistoryError, Wanted
 from policyd.limits import UNTIL_UNLOCKED
 from policyd.locks import utc
-from policyd.sections import MAX_LOCK
+from policyd.sections import MAX_LOCK, MAX_MAX, UNLIMITED
 from policyd.survey import Json, Sort
 
 MAX_NAME = 64 * 1024
@@ -24,6 +26,9 @@ MAX_NAME = 64 * 1024
 
 MAX_REASON = 300
 MAX_ACCOUNTS = 100_000
+
+MAX_DATE = 64
+"""Characters of a date that are looked at."""
 
 UNLOCKS = 10
 """Accounts that are freed in one piece: each is a line of the log."""
@@ -134,6 +139,9 @@ class Api:
             (b"POST", b"/unlock"): self._unlock,
             (b"POST", b"/reset"): self._reset,
             (b"POST", b"/reload"): self._reload_config,
+            (b"GET", b"/allowances"): self._allowances,
+            (b"POST", b"/allow"): self._allow,
+            (b"POST", b"/disallow"): self._disallow,
         }
 
     def answer(self, method: bytes, path: bytes, call: Call) -> Any:
@@ -232,6 +240,24 @@ class Api:
     def _reset(self, call: Call) -> Json:
         return self._desk.reset(call.text("account"), call.caller.name, call.now, call.caller.uid)
 
+    def _allowances(self, call: Call) -> Iterator[str]:
+        return _list_text(self._desk.allowances.listed(call.now))
+
+    def _allow(self, call: Call) -> Json:
+        desk, wanted = self._desk.allowances, _allowance(call)
+        wanted = replace(wanted, account=desk.name(wanted.account, call.now))
+        if problem := desk.objection(wanted, call.now):
+            raise RefusedError(problem)
+        return desk.allow(wanted, call.caller.name, call.caller.uid, call.now)
+
+    def _disallow(self, call: Call) -> Json:
+        desk = self._desk.allowances
+        name = desk.name(call.text("account"), call.now)
+        limit = None if call.values.get("limit") is None else call.text("limit")
+        if limit is not None and (problem := desk.unknown_limit(name, limit)):
+            raise RefusedError(problem)
+        return desk.disallow(name, limit, call.caller.name, call.caller.uid, call.now)
+
     async def _reload_config(self, call: Call) -> Json:
         try:
             changed, restart = await self._reload(call.caller.name, call.caller.uid)
@@ -249,6 +275,40 @@ def _messages_text(messages: Sequence[Message], *, more: bool) -> Iterator[str]:
 def _message(message: Message) -> Json:
     times = {name: utc(getattr(message, name), "microseconds") for name in ("began", "at")}
     return {**message._asdict(), **times}
+
+
+def _allowance(call: Call) -> WantedAllowance:
+    """Return what a person wants to allow."""
+    account, limit = call.text("account"), call.text("limit")
+    most = call.values.get("max")
+    if most == UNLIMITED:
+        most = None
+    elif type(most) is not int or not 1 <= most <= MAX_MAX:
+        raise RefusedError(f"max: want a whole number from 1 to {MAX_MAX}, or {UNLIMITED}")
+    duration, date = call.values.get("for"), call.values.get("until")
+    if (duration is None) == (date is None):
+        raise RefusedError("want either for or until; what is permanent is an override in the config")
+    reason = call.text("reason", MAX_REASON).strip() if call.values.get("reason") else None
+    seconds = None if duration is None else _seconds(duration)
+    return WantedAllowance(account, limit, most, seconds, None if date is None else _date(date), reason or None)
+
+
+def _seconds(duration: Any) -> float:
+    try:
+        return parse_duration(str(duration))
+    except ValueError as error:
+        raise RefusedError(f"for: {error}") from error
+
+
+def _date(text: Any) -> float:
+    """Return a date of ISO 8601 in seconds since the epoch."""
+    try:
+        date = datetime.fromisoformat(str(text)[:MAX_DATE].replace("Z", "+00:00"))
+        if date.tzinfo is not None:
+            return date.timestamp()
+    except (ValueError, OverflowError):
+        pass
+    raise RefusedError("until: want a date with its offset such as 2026-12-01T17:00:00+00:00")
 
 
 def _list_text(parts: Iterable[Sequence[Any]]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from twisted.internet import main as twisted_main
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.internet.task import deferLater, react
 from twisted.python.failure import Failure
 
@@ -130,6 +130,8 @@ class Daemon:
             time.time,
         )
         self._needs_restart: list[str] = []
+        self._ending: IDelayedCall | None = None
+        """The next turn that is to end allowances, while there are many."""
         self._stopping = False
         store = "sqlite" if self._storage else "memory"
         desk = Desk(self._policy, to_wall, boot_time(), self._problems, store)
@@ -274,11 +276,19 @@ class Daemon:
         self._reactor.callLater(wait, self._tick)
         try:
             self._policy.locks.expire(boot_time())
+            self._end_allowances()
             self._log.sum_up()
         except Exception:  # the next tick must come, whatever is wrong with this one
             self._bug()
             return
         self._notifier.alive(self._state())
+
+    def _end_allowances(self) -> None:
+        """End the allowances whose time is over: some now, and if there are more, some after each turn."""
+        if self._ending is not None and self._ending.active():
+            return
+        if self._policy.allowing.expire(boot_time()):
+            self._ending = self._reactor.callLater(0, self._end_allowances)
 
     def _bug(self) -> None:
         """Tell of an exception that should not have been."""

@@ -1,4 +1,4 @@
-"""The SQLite file that outlives the daemon: locks, counts, tallies, and whether DATA was ever seen.
+"""The SQLite file that outlives the daemon: locks, allowances, counts, tallies, and whether DATA was ever seen.
 
 One connection, in one thread, does all the writing. Each transaction is durable when it is committed
 (synchronous=FULL), and what has been handed over is kept until it is. Source: https://www.sqlite.org/wal.html.
@@ -16,11 +16,11 @@ from typing import TypeVar
 
 from policyd import history_table
 from policyd.history import FOR_EVER, Retention, Seen
-from policyd.records import AccountRecord, LockRecord, Span, restored, storable
+from policyd.records import AccountRecord, AllowanceRecord, AllowanceRecords, LockRecord, Span, restored, storable
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 PRUNE_STEP = 500
 """Rows that one transaction looks at, and removes where their windows have passed."""
 
@@ -57,16 +57,27 @@ _MIGRATIONS = (
     DROP TABLE accounts_by_name;
     """,  # new accounts lie side by side now, which makes storing a thousand of them take a third of the time
     f"{history_table.TABLE} ALTER TABLE locks ADD COLUMN evidence TEXT;",
+    """
+    CREATE TABLE allowances (
+        account NOT NULL, limit_name NOT NULL, epoch INTEGER NOT NULL, kind TEXT NOT NULL, max INTEGER,
+        since REAL NOT NULL, recorded REAL NOT NULL, until REAL NOT NULL, dated INTEGER NOT NULL,
+        allowed_by NOT NULL, uid INTEGER, reason, PRIMARY KEY (account, limit_name)
+    ) WITHOUT ROWID;
+    """,
 )
 """What leads from each schema version to the next. An epoch is one run of the daemon: in which boot, how far the wall
 clock was ahead of the boot clock when it started, and how far it was when it was last looked at."""
 
 _ACCOUNTS = "SELECT name, epoch, record, keep_until FROM accounts"
+_EPOCHS = "SELECT epoch FROM accounts UNION SELECT epoch FROM locks UNION SELECT epoch FROM allowances"
 _LOCKS = (
     "SELECT epoch, account, recorded, since, until, limit_name, count, locked_by, reason, action, effect,"
     " uid, evidence FROM locks"
 )
 """In the order of LockRecord's fields, behind the epoch."""
+
+_ALLOWANCE_COLUMNS = "account, limit_name, kind, max, since, recorded, until, dated, allowed_by, uid, reason"
+"""In the order of AllowanceRecord's fields."""
 
 _DAMAGED = ("malformed", "not a database", "file is encrypted", "no such table", "no such column")
 
@@ -90,14 +101,17 @@ class Batch:
     latest: float | None = None
     """How far the wall clock is ahead of the boot clock now."""
     messages: list[Seen] = field(default_factory=list)
+    allowances: AllowanceRecords = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.accounts or self.locks or self.hooks or self.messages or self.latest is not None)
+        changed = self.accounts or self.locks or self.allowances or self.hooks or self.messages
+        return bool(changed or self.latest is not None)
 
     def add_newer(self, newer: Batch) -> None:
         """Take over what a newer batch has; that costs no more than the newer one is large."""
         self.accounts.update(newer.accounts)
         self.locks.update(newer.locks)
+        self.allowances.update(newer.allowances)
         self.hooks |= newer.hooks
         self.messages += newer.messages
         if newer.latest is not None:
@@ -111,6 +125,7 @@ class Stored:
     accounts: dict[str, tuple[Span, str]]
     locks: list[tuple[Span, LockRecord]]
     hooks: frozenset[str]
+    allowances: list[tuple[Span, AllowanceRecord]] = field(default_factory=list)
 
 
 class Database:
@@ -159,7 +174,9 @@ class Database:
             rows = self._connection.execute(_LOCKS)
             locks = [(spans[epoch], LockRecord(*map(restored, row))) for epoch, *row in rows]
             hooks = frozenset(hook for (hook,) in self._connection.execute("SELECT hook FROM seen"))
-        return Stored(accounts, locks, hooks)
+            rows = self._connection.execute(f"SELECT epoch, {_ALLOWANCE_COLUMNS} FROM allowances")  # noqa: S608 -- a constant
+            allowances = [(spans[epoch], AllowanceRecord(*map(restored, row))) for epoch, *row in rows]
+        return Stored(accounts, locks, hooks, allowances)
 
     def ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
         """Return the answer to a question; raises DamagedDatabaseError, and sqlite3.Error for what may pass."""
@@ -182,15 +199,26 @@ class Database:
                 " reason, action, effect, uid, evidence) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [(self._epoch, *map(storable, astuple(lock))) for lock in locked],
             )
+            self._write_allowances(batch.allowances)
             connection.executemany("INSERT OR IGNORE INTO seen VALUES (?)", [(hook,) for hook in batch.hooks])
             history_table.store(connection, batch.messages, Span(self._ahead))
             history_table.prune(connection, wall - retention.seconds, retention.rows)
             if batch.latest is not None:
                 connection.execute("UPDATE epochs SET latest = ? WHERE id = ?", (batch.latest, self._epoch))
             self._prune(wall)
-        self._in_log += len(batch.accounts) + len(batch.locks) + len(batch.messages)
+        self._in_log += len(batch.accounts) + len(batch.locks) + len(batch.allowances) + len(batch.messages)
         if self._in_log >= CHECKPOINT:
             self._checkpoint()
+
+    def _write_allowances(self, allowances: AllowanceRecords) -> None:
+        gone = [tuple(map(storable, key)) for key, record in allowances.items() if record is None]
+        given = [(self._epoch, *map(storable, record)) for record in allowances.values() if record is not None]
+        self._connection.executemany("DELETE FROM allowances WHERE account = ? AND limit_name = ?", gone)
+        self._connection.executemany(
+            f"INSERT OR REPLACE INTO allowances (epoch, {_ALLOWANCE_COLUMNS})"  # noqa: S608 -- a constant
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            given,
+        )
 
     def _passed(self, wall: float) -> dict[int, float]:
         """Return the `keep_until` of each epoch that has passed at `wall`."""
@@ -268,7 +296,7 @@ class Database:
     def _begin_epoch(self) -> int:
         """Note this run of the daemon; forget those of which nothing is stored but the last one of a boot."""
         with _transaction(self._connection) as connection:
-            used = {id_ for (id_,) in connection.execute("SELECT epoch FROM accounts UNION SELECT epoch FROM locks")}
+            used = {id_ for (id_,) in connection.execute(_EPOCHS)}
             known = dict(connection.execute("SELECT id, boot FROM epochs ORDER BY id"))
             if not used <= known.keys():
                 raise DamagedDatabaseError("a row belongs to no run of the daemon")

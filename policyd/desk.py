@@ -10,6 +10,7 @@ from itertools import chain
 
 from policyd import __version__
 from policyd.accounts import Account
+from policyd.allowance_desk import AllowanceDesk
 from policyd.limits import Rules
 from policyd.locks import utc
 from policyd.policy import Policy
@@ -41,6 +42,7 @@ class Desk:
         self._started_wall = to_wall(started)
         self._problems = problems
         self._store = store
+        self.allowances = AllowanceDesk(policy, to_wall, self.known, self._lock)
 
     def status(self, now: float) -> Json:
         """Return the daemon's state."""
@@ -65,14 +67,15 @@ class Desk:
 
     def account(self, name: str, now: float) -> Json:
         """Return one account's limits, lock and tallies."""
-        name = self.known(name, now)
-        account = self._policy.locks.peek(name, now) or Account(name, self._rules, now)
+        self._policy.allowing.expire(now)
+        name = self.allowances.name(name, now)
+        account = self._policy.locks.peek(name, now) or self._policy.accounts.new(name, now)
         return {
             "account": name,
             "seen": account.seen,
             "lock": self._lock(account),
             "evidence": _evidence(account),
-            "limits": limits_shown(account, now),
+            "limits": limits_shown(account, self._policy.allowing, now),
             "refused": account.refused,
             "held": account.held,
             "warned": account.warned,

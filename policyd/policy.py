@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from policyd import charges
 from policyd.accounts import Account, Accounts
 from policyd.actions import Effect
+from policyd.allowing import Allowing
 from policyd.charges import Exceeded, charge
 from policyd.history import History, Seen
 from policyd.limits import Rules
@@ -39,6 +40,7 @@ class Policy:
     def __init__(self, rules: Rules, report: Report, to_wall: Callable[[float], float]) -> None:
         self.accounts = Accounts(rules)
         self.locks = Locks(self.accounts, report, to_wall)
+        self.allowing = Allowing(self.accounts, report, to_wall)
         self.transactions = Transactions()
         self.history = History()
         self.tally = Tally()
@@ -169,7 +171,7 @@ class Policy:
         transaction.last, accounts = now, self.accounts
         account = transaction.account = accounts.heard(transaction.account, now)
         if account.rules is not accounts.rules:
-            account.adopt(accounts.rules)
+            accounts.adopt(account)
         if account.lock is not None:
             self.locks.expire_one(account, now)
         answer = transaction.answer = judge(request, transaction, now)

@@ -10,12 +10,14 @@ import json
 import math
 import struct
 from binascii import a2b_base64, b2a_base64
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 from policyd.accounts import Account, Evidence, Lock
 from policyd.actions import Effect
+from policyd.allowances import Allowance
 from policyd.limits import MAX_PERIOD
 from policyd.verdict import verdict
 
@@ -194,3 +196,61 @@ def storable(value: object) -> object:
 def restored(value: Any) -> Any:
     """Return what was stored."""
     return value.decode(errors="surrogatepass") if isinstance(value, bytes) else value
+
+
+class AllowanceRecord(NamedTuple):
+    """What is stored of an allowance."""
+
+    account: str
+    limit: str
+    kind: str
+    max: int | None
+    since: float
+    """Wall clock."""
+    recorded: float
+    """Wall clock, by which `until` is one where that is not dated."""
+    until: float
+    dated: bool
+    """Whether `until` is a date that a person named, whatever the clock that never steps back says."""
+    by: str
+    uid: int | None
+    reason: str | None
+
+
+AllowanceRecords = dict[tuple[str, str], "AllowanceRecord | None"]
+"""By account and limit; None: there is none any more."""
+
+
+def allowance_records(changed: Mapping[tuple[str, str], Allowance | None], span: Span, now: float) -> AllowanceRecords:
+    """Return what is to be stored of allowances that have changed."""
+    return {key: None if found is None else _allowance_record(found, span, now) for key, found in changed.items()}
+
+
+def _allowance_record(found: Allowance, span: Span, now: float) -> AllowanceRecord:
+    until = found.until if found.dated else span.wall(found.ends)
+    return AllowanceRecord(
+        found.account,
+        found.limit,
+        found.kind,
+        found.max,
+        found.since,
+        span.wall(now),
+        until,
+        found.dated,
+        found.by,
+        found.uid,
+        found.reason,
+    )
+
+
+def restore_allowance(record: AllowanceRecord, span: Span, now: float, offset: float) -> Allowance:
+    """Return an allowance that was stored; of a length of time no more is left than when it was stored.
+
+    `offset` is how far the wall clock is ahead now.
+    """
+    until, ends = record.until, math.inf
+    if not record.dated:
+        ends = min(span.boot(until), now + until - record.recorded)
+        until = ends + offset
+    account, limit, kind, most, since = record[:5]
+    return Allowance(account, limit, kind, most, since, until, ends, record.by, record.uid, record.reason)

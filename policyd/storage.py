@@ -25,7 +25,15 @@ from policyd.history import FOR_EVER, MAX_WAITING
 from policyd.locks import Report
 from policyd.patience import LOCK_PATIENCE, Patience
 from policyd.policy import Policy
-from policyd.records import Span, account_record, lock_record, restore_account, restore_lock
+from policyd.records import (
+    Span,
+    account_record,
+    allowance_records,
+    lock_record,
+    restore_account,
+    restore_allowance,
+    restore_lock,
+)
 
 T = TypeVar("T")
 
@@ -123,7 +131,7 @@ class Storage:
         Raises NewerDatabaseError. Anything else that is wrong is a `problem`, and is tried again.
         """
         accounts = self._policy.accounts
-        accounts.changed = deque()
+        accounts.changed, accounts.allowances.changed = deque(), {}
         accounts.recall = self._recall
         try:
             self._take_in(self._opened())
@@ -135,8 +143,9 @@ class Storage:
         self._collect()
 
     def durable(self) -> Deferred[None] | None:
-        """Return what fires when all locks are on the disk; None when they are, or when that cannot be waited for."""
-        if self._policy.accounts.locks_changed:
+        """Return what fires when locks and allowances are on the disk; None: they are, or it cannot be waited for."""
+        accounts = self._policy.accounts
+        if accounts.locks_changed or accounts.allowances.changed:
             self._hand_over()
         if self._durable >= self._handed or self.problem:
             return None
@@ -219,6 +228,7 @@ class Storage:
                 self._decided.add(name)
             batch.locks[name] = None if lock is None else lock_record(account, lock, self._span, now)
         accounts.locks_changed.clear()
+        batch.allowances = allowance_records(accounts.allowances.hand_over(), self._span, now)
         batch.hooks = self._policy.tally.hooks - self._hooks
         self._hooks |= batch.hooks
         ahead = self._ahead()
@@ -226,7 +236,7 @@ class Storage:
             self._latest = batch.latest = ahead
         if batch:
             with self._condition:
-                self._handed += bool(batch.locks)
+                self._handed += bool(batch.locks or batch.allowances)
                 self._batch.add_newer(batch)
                 self._condition.notify()
 
@@ -248,10 +258,12 @@ class Storage:
         """Go on from what is stored: locks at once, accounts by and by. What is known already is newer."""
         accounts, now = self._policy.accounts, self._clock.seconds()
         decided = self._decided = (self._decided or set()) | accounts.locks_changed.keys()
+        ahead = self._ahead()
+        self._policy.allowing.restore(restore_allowance(known, span, now, ahead) for span, known in stored.allowances)
         for span, record in sorted(stored.locks, key=lambda lock: lock[1].since):
             if record.account not in decided:
                 account = accounts.get(record.account, now)
-                accounts.restore_lock(account, restore_lock(record, span, now, self._ahead()))
+                accounts.restore_lock(account, restore_lock(record, span, now, ahead))
         tally = self._policy.tally
         tally.hooks |= stored.hooks
         self._hooks |= stored.hooks
@@ -386,6 +398,7 @@ class Storage:
         accounts = self._policy.accounts
         self._do(self._noting_all())
         accounts.locks_changed.update((account.name, account) for account in accounts.locked)
+        accounts.allowances.note_all()
         self._hooks.clear()
 
     def _noting_all(self) -> Iterator[None]:

@@ -13,7 +13,10 @@ from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 from policyd.accounts import Account, Accounts
+from policyd.allowances import AllowedLimits
+from policyd.allowing import Allowing
 from policyd.limits import MAX_PERIOD, Limit, Rules
+from policyd.locks import utc
 from policyd.policy import Policy
 from policyd.window import Window
 
@@ -99,7 +102,9 @@ class _Glance:
             enough = tuple((index, _enough(most, self._over)) for index in places if (most := limits[index].max))
         elif self._over is not None:
             enough = tuple((index, 1) for index in places)  # of how much, is not known yet
-        telling = known[id(limits)] = _Telling(limits, sorted_by, enough)
+        telling = _Telling(limits, sorted_by, enough)
+        if not isinstance(limits, AllowedLimits):  # nobody else has those
+            known[id(limits)] = telling
         return telling
 
 
@@ -163,7 +168,7 @@ class Survey:
         shown: list[Json] = []
         while ranked:
             if account := self._current(heappop(ranked)[-1]):
-                shown.append(_shown(account, self._now))
+                shown.append(_shown(account, self._policy.allowing, self._now))
                 effort += len(account.limits)
             effort += 1
             if effort >= EFFORT:
@@ -175,7 +180,7 @@ class Survey:
         """Choose an account if it is better than the worst of the chosen; return how much work it was."""
         effort = 1 + len(account.limits)
         if account.rules is not self._policy.accounts.rules:
-            account.adopt(self._policy.accounts.rules)
+            self._policy.accounts.adopt(account)
             effort += ADOPTING
         name = account.name
         if name in self._names or not self._is_listed(account):
@@ -204,11 +209,11 @@ class Survey:
         return self._over is None or _share(account, self._now) >= self._over
 
 
-def _shown(account: Account, now: float) -> Json:
+def _shown(account: Account, allowing: Allowing, now: float) -> Json:
     return {
         "account": account.name,
         "locked": account.lock is not None,
-        "limits": limits_shown(account, now),
+        "limits": limits_shown(account, allowing, now),
         "refused": account.refused,
         "held": account.held,
     }
@@ -221,8 +226,8 @@ def _counts(account: Account, now: float) -> list[tuple[Limit, Window | None, in
     ]
 
 
-def limits_shown(account: Account, now: float) -> list[Json]:
-    """Return an account's limits and counts."""
+def limits_shown(account: Account, allowing: Allowing, now: float) -> list[Json]:
+    """Return an account's limits and counts, and the allowances that are in force."""
     return [
         {
             "name": limit.name,
@@ -230,9 +235,24 @@ def limits_shown(account: Account, now: float) -> list[Json]:
             "max": limit.max,
             "per": limit.per,
             "resets_in": _rounded(window.resets_in(now, limit.period) if window and limit.period else None),
+            "allowance": _allowance_shown(account.limits, place, allowing, now),
         }
-        for limit, window, count in _counts(account, now)
+        for place, (limit, window, count) in enumerate(_counts(account, now))
     ]
+
+
+def _allowance_shown(limits: tuple[Limit, ...], place: int, allowing: Allowing, now: float) -> Json | None:
+    """Return the allowance to which a limit owes its maximum, and what that would be without; None: there is none."""
+    if not isinstance(limits, AllowedLimits) or (found := limits.allowances.get(limits[place].name)) is None:
+        return None
+    return {
+        "since": utc(found.since),
+        "until": utc(allowing.until(found, now)),
+        "by": found.by,
+        "uid": found.uid,
+        "reason": found.reason,
+        "usual_max": limits.usual[place].max,
+    }
 
 
 def _rounded(seconds: float | None) -> float | None:

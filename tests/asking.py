@@ -72,7 +72,7 @@ def all_accounts(accounts: Accounts, now: float) -> Iterator[Account]:
     """Yield all accounts that are not forgotten at `now`, locked ones included, by the rules in force."""
     for account in itertools.chain.from_iterable(accounts.portions()):
         if account.lock or account.heard + MAX_PERIOD > now:
-            account.adopt(accounts.rules)
+            accounts.adopt(account)
             yield account
 
 

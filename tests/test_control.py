@@ -42,7 +42,8 @@ STATUS = {
 ACCOUNT = {"account", "seen", "lock", "limits", "refused", "held", "attempts_while_locked"}
 BESIDES = {"warned", "observed", "clients", "evidence"}
 LOCK = {"since", "until", "limit", "count", "by", "reason", "action"}
-LIMIT = {"name", "count", "max", "per", "resets_in"}
+NOTHING = {"resets_in": None, "allowance": None}
+LIMIT = {"name", "count", "max", "per", "resets_in", "allowance"}
 
 
 class Control(http.client.HTTPConnection):
@@ -157,8 +158,8 @@ def test_an_account_has_its_documented_shape(daemon: Policyd) -> None:
     assert set(status) == ACCOUNT | BESIDES
     message, window = status.pop("limits")
     assert 1700 < window.pop("resets_in") <= 1800
-    assert window == {"name": "messages", "count": 1, "max": 3, "per": "30m"}
-    assert message == {"name": "recipients-per-message", "count": None, "max": 100, "per": "message", "resets_in": None}
+    assert window == {"name": "messages", "count": 1, "max": 3, "per": "30m", "allowance": None}
+    assert message == {"name": "recipients-per-message", "count": None, "max": 100, "per": "message", **NOTHING}
     (client,) = status.pop("clients")
     assert set(client) == {"address", "last"}
     assert client["address"] == "192.0.2.7"

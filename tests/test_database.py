@@ -24,7 +24,7 @@ from policyd.database import (
     Stored,
     set_aside,
 )
-from policyd.records import AccountRecord, LockRecord, Span, restore_lock
+from policyd.records import AccountRecord, AllowanceRecord, LockRecord, Span, restore_lock
 
 BOOT, OTHER_BOOT = "boot-1", "boot-2"
 AHEAD = 1_795_420_000.0
@@ -85,6 +85,21 @@ def lock(name: str, reason: str = "spam", until: float | None = None, limit: str
         effect=Effect.REFUSED.value,
         uid=1000,
     )
+
+
+def allowance(
+    name: str, limit: str, reason: str | None = "news", *, dated: bool = True, **other: int | None
+) -> AllowanceRecord:
+    """Return the record of an allowance."""
+    values = {"max": 2000, "uid": 1000, **other}
+    return AllowanceRecord(
+        name, limit, "messages", values["max"], WALL - 5, WALL, WALL + HOUR, dated, "anna", values["uid"], reason
+    )
+
+
+def allowances_in(path: Path) -> list[AllowanceRecord]:
+    """Return the allowances that another run of the daemon finds."""
+    return [record for _, record in load(path).allowances]
 
 
 def accounts_of(*records: AccountRecord) -> Batch:
@@ -152,6 +167,26 @@ def test_a_hostile_name_comes_back_as_it_was(path: Path, name: str) -> None:
     assert [record for _, record in found.locks] == [lock(name, reason=name, limit=name)]
     write(path, Batch(locks={name: None}))
     assert load(path).locks == []
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=NAMES)
+def test_allowances_come_back_as_they_were(path: Path, name: str) -> None:
+    """One is replaced by the next for the same account and limit, and by no other; one that is taken is gone."""
+    given_first = [allowance(name, "a"), allowance(name, "b", name), allowance("else", "a", max=None, uid=None)]
+    write(path, Batch(allowances={(each.account, each.limit): each for each in given_first}))
+    assert sorted(allowances_in(path), key=given_first.index) == given_first
+    latest = allowance(name, "a", None, dated=False, max=10**12)
+    write(path, Batch(allowances={(name, "a"): latest, (name, "b"): None, ("nobody", "a"): None}))
+    assert sorted(allowances_in(path), key=lambda each: each.account == "else") == [latest, given_first[2]]
+
+
+def test_a_run_of_which_an_allowance_is_left_is_remembered(path: Path) -> None:
+    """Its times are read by the clocks of the run in which it was given."""
+    with opened(path, ahead=1000.0) as database:
+        database.write(Batch(allowances={("anna", "a"): allowance("anna", "a")}), WALL)
+    write(path, accounts_of(account("bert")))
+    with opened(path, ahead=5.0) as database:
+        assert [span.offset for span, _ in database.load(WALL).allowances] == [1000.0]
 
 
 @settings(max_examples=20)
@@ -289,6 +324,7 @@ def test_a_database_of_schema_1_is_taken_over(path: Path) -> None:
             CREATE INDEX accounts_by_age ON accounts (epoch, keep_until);
             DROP TABLE history;
             ALTER TABLE locks DROP COLUMN evidence;
+            DROP TABLE allowances;
             PRAGMA user_version = 1;
             """
         )
@@ -296,6 +332,7 @@ def test_a_database_of_schema_1_is_taken_over(path: Path) -> None:
     with closing(sqlite3.connect(path)) as taken:
         assert taken.execute("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name").fetchall() == [
             ("accounts",),
+            ("allowances",),
             ("epochs",),
             ("history",),
             ("locks",),

@@ -30,6 +30,9 @@ RINGS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "accounts",
+        "allowances",
+        "allowing",
+        "allowance_desk",
         "transactions",
         "history",
         "charges",
