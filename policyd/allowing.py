@@ -54,7 +54,8 @@ class Allowing:
         limit = limit_named(self._accounts.rules, wanted.limit)
         if limit is None:
             return f"limit: there is no limit of this name, {suggestion(wanted.limit, names(self._accounts.rules))}"
-        if limit.period is None and wanted.max is not None and wanted.max < MIN_PER_MESSAGE:
+        few = wanted.max is not None and wanted.max < MIN_PER_MESSAGE
+        if few and limit.period is None and limit.count == "recipients":
             return f"max: want at least {MIN_PER_MESSAGE} recipients per message (RFC 5321 4.5.3.1.8)"
         if (problem := self._objection_to_end(wanted, now)) is not None:
             return problem

@@ -30,6 +30,7 @@ examples:
   policyctl status anna@example.com         why can Anna not send?
   policyctl unlock anna@example.com         Anna has a new password: let her send
   policyctl lock bert@example.com --reason "password on a phishing site" --for 12h
+  policyctl allow news@example.com messages-per-half-hour 5000 --for 24h
   policyctl accounts --over 80%             who is close to a limit?
   policyctl history anna@example.com --since 2h     what has Anna sent?
   policyctl queue anna@example.com          what of it waits in Postfix's queue?

@@ -10,10 +10,11 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import urlencode
 
-from policyd import ctl_history, ctl_text
+from policyd import ctl_allow, ctl_history, ctl_text
 from policyd.ctl_client import Ask, Question, Told
 from policyd.ctl_text import Json, Screen
 from policyd.durations import parse_duration
@@ -129,6 +130,13 @@ VERDICT = (
     {"choices": ctl_history.VERDICTS, "help": "only messages of which this became"},
 )
 
+
+def _allow_question(args: argparse.Namespace) -> Question:
+    return ctl_allow.question(args, datetime.now(timezone.utc))
+
+
+_LIMIT: dict[str, Any] = {"metavar": "LIMIT", "type": _typed}
+
 COMMANDS = (
     Command(
         "status",
@@ -224,6 +232,52 @@ COMMANDS = (
         (),
         lambda _args: Question("/reload", {}),
         lambda value, _args, _screen: ctl_text.reloaded(value),
+    ),
+    Command(
+        "allow",
+        "give an account another maximum for a time",
+        "Run it for an exception that ends by itself: a mailing that was announced, or a sender to be slowed down.\n"
+        "Until then MAX is the account's maximum, above limits and overrides of the config; what it has sent stays\n"
+        "counted, and what it was allowed for this limit before is over. A locked account stays locked: unlock it,\n"
+        "too. What is to be permanent is an override in the config.",
+        (
+            ACCOUNT,
+            ("limit", {**_LIMIT, "help": "a limit of the config: policyctl status ACCOUNT shows them"}),
+            ("max", {"metavar": "MAX", "type": ctl_allow.maximum, "help": "how many may pass: a number, or unlimited"}),
+            ("--for", {"dest": "duration", "type": _duration, "metavar": "24h", "help": "for this time: 30m, 24h, 7d"}),
+            (
+                "--until",
+                {
+                    "type": ctl_allow.until,
+                    "metavar": "DATE",
+                    "help": 'until then: "2026-12-01 18:00" by this computer\'s clock, or with Z or +01:00 behind it; '
+                    "2026-12-01 is until the end of that day. At most 366 days from now",
+                },
+            ),
+            ("--reason", {"type": _reason, "metavar": "TEXT", "help": "why; for the log, and for who asks later"}),
+        ),
+        _allow_question,
+        lambda value, _args, screen: ctl_allow.allowed(value, screen),
+    ),
+    Command(
+        "allowances",
+        "every allowance: for whom, how much, until when, by whom and why",
+        "Run it to see which exceptions are in force, the one that ends next first.",
+        (),
+        lambda _args: Question("/allowances"),
+        lambda value, _args, screen: ctl_allow.allowances(value, screen),
+    ),
+    Command(
+        "disallow",
+        "take back what an account was allowed",
+        "Run it when an exception is over before its time: the config's maximum is in force again. What was sent\n"
+        "stays counted. To take back what is not allowed is no error.",
+        (
+            ACCOUNT,
+            ("limit", {**_LIMIT, "nargs": "?", "help": "only the allowance for this limit; without it, all it has"}),
+        ),
+        lambda args: Question("/disallow", {"account": args.account, "limit": args.limit}),
+        lambda value, args, screen: ctl_allow.disallowed(value, args.limit, screen),
     ),
     Command(
         "history",

@@ -97,7 +97,7 @@ def account(value: Json, screen: Screen) -> list[str]:
     if not value["seen"]:
         lines += [f"{name}: no activity seen"]
     if value["limits"]:
-        lines += ["", "limits", *_limits(value["limits"], screen)]
+        lines += ["", "limits", *_limits(value["limits"], screen), *_allowances(value["limits"], screen)]
     if value["seen"]:
         lines += ["", "tallies", *_fields(*((label, value[key]) for key, label in TALLIES if key in value))]
     if value.get("clients"):
@@ -121,6 +121,22 @@ def _evidence(value: Json, screen: Screen) -> list[str]:
         fields += [(key, ", ".join(f"{found[each]} ({found['messages']})" for found in evidence[key]))]
     fields += [("latest", " ".join(evidence["queue_ids"])), ("since then", f"{since} tried")]
     return ["", "what led to it", *_fields(*(field for field in fields if field[1]))]
+
+
+def when(text: str, screen: Screen) -> str:
+    """Return an ISO 8601 time with its distance from now; raises ValueError for what is none."""
+    return _when(text, screen)
+
+
+def fields(*labelled: tuple[str, object]) -> list[str]:
+    """Return a line for each label and its value, each printable."""
+    return _shown(_fields(*labelled))
+
+
+def unlock_command(account: str) -> str:
+    """Return what to type to unlock an account."""
+    word = shell_word(account)
+    return f"policyctl unlock {'-- ' if word.startswith('-') else ''}{word}"
 
 
 TALLIES = (
@@ -239,20 +255,37 @@ def _lock_sentence(name: str, state: str, lock: Json, screen: Screen) -> str:
 
 
 def _lock_fields(name: str, lock: Json, screen: Screen) -> list[str]:
-    word = shell_word(name)
     cause = "by hand" if lock["limit"] is None else f"limit {lock['limit']}"
     count = "" if lock["count"] is None else f" at {lock['count']}"
     return _fields(
         ("since", _when(lock["since"], screen)),
         ("by", f"{lock['by']}, {cause}{count}"),
         ("answer", lock["action"]),
-        ("to unlock", f"policyctl unlock {'-- ' if word.startswith('-') else ''}{word}"),
+        ("to unlock", unlock_command(name)),
     )
 
 
 def _limits(limits: Json, screen: Screen) -> list[str]:
     rows = [(limit["name"], *_limit(limit)) for limit in limits]
     return _rows((Column("", least=16), Column(""), Column("", right=True), Column("")), rows, screen)
+
+
+def _allowances(limits: Json, screen: Screen) -> list[str]:
+    """Return which maxima are a person's allowance, for how long, and what they are without."""
+    allowed = [(limit, limit["allowance"]) for limit in limits if limit.get("allowance")]
+    told = (
+        (
+            limit["name"],
+            f"{_maximum(limit['max'])} until {_when(given['until'], screen)}, else {_maximum(given['usual_max'])};"
+            f" by {given['by']}" + (f": {given['reason']}" if given["reason"] else ""),
+        )
+        for limit, given in allowed
+    )
+    return ["", "allowances", *_fields(*told)] if allowed else []
+
+
+def _maximum(number: int | None) -> str:
+    return "unlimited" if number is None else str(number)
 
 
 def _limit(limit: Json) -> tuple[str, str, str]:

@@ -65,7 +65,17 @@ RINGS: tuple[tuple[str, ...], ...] = (
 )
 """The rooms from the innermost ring to the outermost: values, state, I/O, joins."""
 
-APART = ("ctl", "ctl_client", "ctl_commands", "ctl_history", "ctl_join", "ctl_postfix", "ctl_queue", "ctl_text")
+APART = (
+    "ctl",
+    "ctl_allow",
+    "ctl_client",
+    "ctl_commands",
+    "ctl_history",
+    "ctl_join",
+    "ctl_postfix",
+    "ctl_queue",
+    "ctl_text",
+)
 """The rooms of policyctl: they know values only, and nobody in the rings knows them."""
 
 FORBIDDEN: dict[int, frozenset[str]] = {
