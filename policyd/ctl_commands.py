@@ -238,8 +238,8 @@ COMMANDS = (
         "give an account another maximum for a time",
         "Run it for an exception that ends by itself: a mailing that was announced, or a sender to be slowed down.\n"
         "Until then MAX is the account's maximum, above limits and overrides of the config; what it has sent stays\n"
-        "counted, and what it was allowed for this limit before is over. A locked account stays locked: unlock it,\n"
-        "too. What is to be permanent is an override in the config.",
+        "counted, and what it was allowed for this limit before is over. A locked account stays locked: see unlock.\n"
+        "What is to be permanent is an override in the config.",
         (
             ACCOUNT,
             ("limit", {**_LIMIT, "help": "a limit of the config: policyctl status ACCOUNT shows them"}),

@@ -251,7 +251,10 @@ def test_a_terminal_shortens_what_a_pipe_gets_whole(daemon: ControlSocket) -> No
     assert name in run(daemon, "accounts").stdout
 
 
-COMMANDS = ("status", "accounts", "locked", "lock", "unlock", "reset", "reload", "history", "queue")
+COMMANDS = (
+    *("status", "accounts", "locked", "lock", "unlock", "reset", "reload"),
+    *("allow", "allowances", "disallow", "history", "queue"),
+)
 
 
 def test_help_is_enough_to_work_with() -> None:
@@ -292,7 +295,7 @@ def test_starting_loads_nothing_slow() -> None:
     output = subprocess.run(command, env=environment(), cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True)
     loaded = output.stdout.split()
     ours = {name for name in loaded if name.partition(".")[0] == "policyd"}
-    rooms = ("ctl", "ctl_client", "ctl_commands", "ctl_history", "ctl_text", "durations", "paths")
+    rooms = ("ctl", "ctl_allow", "ctl_client", "ctl_commands", "ctl_history", "ctl_text", "durations", "paths")
     assert ours == {"policyd", *(f"policyd.{room}" for room in rooms)}
     others = {name.partition(".")[0] for name in loaded} - {"policyd"}
     assert others <= sys.stdlib_module_names
