@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any, NamedTuple, TypeVar
 
 from policyd.allowing import Wanted as WantedAllowance
@@ -305,7 +305,7 @@ def _date(text: Any) -> float:
     try:
         date = datetime.fromisoformat(str(text)[:MAX_DATE].replace("Z", "+00:00"))
         if date.tzinfo is not None:
-            return date.timestamp()
+            return date.astimezone(timezone.utc).timestamp()
     except (ValueError, OverflowError):
         pass
     raise RefusedError("until: want a date with its offset such as 2026-12-01T17:00:00+00:00")
