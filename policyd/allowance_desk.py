@@ -108,7 +108,7 @@ class AllowanceDesk:
         limits = self._policy.accounts.rules.limits_for(allowance.account)
         limit = next((limit for limit in limits if holds(allowance, limit)), None)
         return {
-            "count": limit.count if limit else None,
+            "counts": limit.count if limit else None,
             "per": limit.per if limit else None,
             "usual_max": limit.max if limit else None,
         }

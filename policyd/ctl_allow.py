@@ -137,7 +137,7 @@ def disallowed(value: Json, limit: str | None, screen: Screen) -> list[str]:
 
 def _amount(value: Json, most: int | None) -> str:
     where = "one message" if value["per"] == "message" else value["per"]
-    return f"{_number(most)} {value['count']} in {where}"
+    return f"{_number(most)} {value['counts']} in {where}"
 
 
 def _compared(most: int | None, usual: int | None) -> str:

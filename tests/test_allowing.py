@@ -90,7 +90,7 @@ def test_an_allowance_lets_more_pass_and_then_no_more(daemon: Policyd) -> None:
 def test_what_is_answered_has_its_documented_shape(daemon: Policyd) -> None:
     """The keys are those of the documentation."""
     answer = post(daemon, "/allow", account="Shape@example.com", limit="messages", max=9, **{"for": "2h"})
-    assert set(answer) == GIVEN | {"count", "per", "usual_max", "before", "lock"}
+    assert set(answer) == GIVEN | {"counts", "per", "usual_max", "before", "lock"}
     assert (answer["account"], answer["max"], answer["usual_max"], answer["per"]) == ("shape@example.com", 9, 2, "30m")
     assert (answer["reason"], answer["before"], answer["lock"]) == (None, None, None)
     ends = datetime.fromisoformat(answer["until"])
@@ -107,7 +107,7 @@ def test_what_is_answered_has_its_documented_shape(daemon: Policyd) -> None:
     assert (again["max"], again["lock"]["reason"], again["until"]) == (None, "x", answer["until"])
     answer = post(daemon, "/disallow", account="SHAPE@example.com")
     assert set(answer) == {"account", "disallowed"}
-    assert [set(each) for each in answer["disallowed"]] == [GIVEN | {"count", "per", "usual_max"}]
+    assert [set(each) for each in answer["disallowed"]] == [GIVEN | {"counts", "per", "usual_max"}]
     assert post(daemon, "/disallow", account="shape@example.com", limit="messages")["disallowed"] == []
 
 

@@ -29,7 +29,7 @@ GIVEN: dict[str, Any] = {
 }
 ALLOWED: dict[str, Any] = {
     **GIVEN,
-    "count": "messages",
+    "counts": "messages",
     "per": "30m",
     "usual_max": 500,
     "before": None,
@@ -151,7 +151,7 @@ def test_what_is_less_than_before_is_told(most: int | None, usual: int | None, t
 
 def test_a_maximum_in_one_message() -> None:
     """It is no window."""
-    value = {**ALLOWED, "max": None, "count": "recipients", "per": "message"}
+    value = {**ALLOWED, "max": None, "counts": "recipients", "per": "message"}
     assert ctl_allow.allowed(value, PIPE)[0] == "anna@example.com may send unlimited recipients in one message"
 
 
@@ -168,7 +168,7 @@ def test_allowances_are_a_table() -> None:
 
 def test_what_is_taken_back_is_told_with_what_holds_now() -> None:
     """Or that there is no such limit now, or that there was nothing to take."""
-    taken = [ALLOWED, {**ALLOWED, "limit": "old", "max": None, "count": None, "per": None, "usual_max": None}]
+    taken = [ALLOWED, {**ALLOWED, "limit": "old", "max": None, "counts": None, "per": None, "usual_max": None}]
     assert ctl_allow.disallowed({"account": "anna", "disallowed": taken}, None, PIPE) == [
         "anna: messages-per-half-hour is back to 500 messages in 30m; it was 2000 until 2026-12-02 00:00:00",
         "anna: old is no limit now; it was unlimited until 2026-12-02 00:00:00",
