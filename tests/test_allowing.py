@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import itertools
 import json
+import sqlite3
+import threading
+import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -10,7 +16,9 @@ from typing import Any
 
 import pytest
 
-from tests.daemon import Policyd
+from tests.asking import seeded
+from tests.daemon import PATIENCE, Policyd
+from tests.durability import ask_control
 from tests.test_control import call, get, post
 from tests.waiting import until
 
@@ -221,16 +229,60 @@ def test_kill_9_right_after_the_answer_loses_no_allowance(tmp_path: Path) -> Non
         assert get(daemon, "/status?account=user0")["lock"] is None
 
 
-def test_one_that_ends_while_the_daemon_is_down_is_over_when_it_is_back(tmp_path: Path) -> None:
-    """And has its line in the log."""
-    with Policyd(config(tmp_path / "policyd.sqlite")) as daemon:
-        soon = datetime.now(timezone.utc) + timedelta(seconds=1)
-        post(daemon, "/allow", account=ANNA, limit="messages", max=5, until=soon.isoformat())
-        daemon.kill()
-        until(lambda: datetime.now(timezone.utc) > soon)
+def test_kill_9_at_any_moment_loses_no_allowance_that_was_told(tmp_path: Path) -> None:
+    """What was answered holds; what was being done when the daemon was killed may be either."""
+    chance, told, doubtful = seeded(1), dict[str, int](), set[str]()
+
+    def order(daemon: Policyd) -> None:
+        with contextlib.suppress(ConnectionError, http.client.HTTPException, FileNotFoundError):
+            for most in itertools.count(1):
+                name = f"user{chance.randrange(20)}"
+                doubtful.add(name)
+                if chance.random() < 0.3:
+                    ask_control(daemon, "POST", "/disallow", account=name)
+                    told.pop(name, None)
+                else:
+                    ask_control(daemon, "POST", "/allow", account=name, limit="messages", max=most, **{"for": "1h"})
+                    told[name] = most
+                doubtful.discard(name)
+
+    with Policyd(config(tmp_path / "policyd.sqlite")) as running:
+        for _ in range(5):
+            at_work = threading.Thread(target=order, args=(running,))
+            at_work.start()
+            until(lambda: doubtful or told)
+            time.sleep(chance.uniform(0.0, 0.3))  # the random moment itself: nothing is waited for
+            running.kill()
+            at_work.join(PATIENCE)
+            assert not at_work.is_alive()
+            running.start()
+            found = {each["account"]: each["max"] for each in get(running, "/allowances")}
+            assert found.keys() - doubtful == told.keys() - doubtful
+            assert all(found[name] == most for name, most in told.items() if name not in doubtful)
+            told.clear()
+            told.update(found)
+            doubtful.clear()
+        assert "database-" not in running.stderr
+
+
+def test_those_that_end_while_the_daemon_is_down_are_over_when_it_is_back(tmp_path: Path) -> None:
+    """However many, a few at a time, and each has its line in the log."""
+    path = tmp_path / "policyd.sqlite"
+    many = {f"many{number}" for number in range(220)}
+    with Policyd(config(path)) as daemon:
+        for name in many:
+            post(daemon, "/allow", account=name, limit="messages", max=5, until=NEXT_YEAR)
+        post(daemon, "/allow", account=ANNA, limit="messages", max=5, until=NEXT_YEAR)
+        daemon.stop()
+        with contextlib.closing(sqlite3.connect(path)) as stored:
+            stored.execute("UPDATE allowances SET until = since + 1e-3 WHERE account != ?", (ANNA,))
+            stored.commit()
         daemon.start()
-        until(lambda: logged(daemon, "allowance-over"))
-        assert allowance(daemon, ANNA)["max"] == 2
+        until(lambda: len(get(daemon, "/allowances")) == 1)
+        assert {line.split("account=")[1].split()[0] for line in logged(daemon, "allowance-over")} == many
+        assert [allowance(daemon, name)["max"] for name in ("many7", ANNA)] == [2, 5]
+        daemon.restart()
+        assert len(logged(daemon, "allowance-over")) == len(many)
 
 
 def test_a_reload_takes_the_limit_and_gives_it_back() -> None:
