@@ -287,8 +287,11 @@ class Daemon:
         """End the allowances whose time is over: some now, and if there are more, some after each turn."""
         if self._ending is not None and self._ending.active():
             return
-        if self._policy.allowing.expire(boot_time()):
-            self._ending = self._reactor.callLater(0, self._end_allowances)
+        try:
+            if self._policy.allowing.expire(boot_time()):
+                self._ending = self._reactor.callLater(0, self._end_allowances)
+        except Exception:  # the next tick tries again; to end the daemon would not help
+            self._bug()
 
     def _bug(self) -> None:
         """Tell of an exception that should not have been."""
