@@ -34,6 +34,10 @@ SYSTEM_PATH = "/usr/sbin:/sbin:/usr/lib/postfix/sbin"
 
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
+HEADER = b"*** ENVELOPE RECORDS "
+RECIPIENTS = (b"named_attribute: dsn_orig_rcpt=", b"original_recipient: ", b"recipient: ", b"done_recipient: ")
+"""What lines of postcat begin with: those of a file, and those of its recipients."""
+
 _HEADER = re.compile(r"\*\*\* ENVELOPE RECORDS \w+/(?:\w/)*(\w+) \*\*\*")
 _VANISHED = re.compile(r"open queue file (\w+): No such file or directory")
 _CLOSED = re.compile(r"open queue file \w+: Permission denied")
@@ -99,8 +103,7 @@ class Postfix:
         unreadable: list[str] = []
         rest = list(queue_ids)
         while rest:
-            status, out, said = self._run("postcat", "-eq", *rest)
-            shown = _envelopes(out)
+            status, shown, said = self._shown(rest)
             if status and _CLOSED.search(said):
                 raise _failed("postcat", said.encode())
             vanished = _VANISHED.search(said) if status else None
@@ -117,27 +120,33 @@ class Postfix:
         """Look at each file by itself, where only what comes first counts; return those that cannot be read."""
         unreadable = []
         for queue_id in queue_ids:
-            status, out, said = self._run("postcat", "-eq", queue_id)
-            shown = _envelopes(out)
+            status, shown, said = self._shown([queue_id])
             if not status and shown and shown[0][0] == queue_id:
                 known[queue_id] = shown[0][1]
             elif not _VANISHED.search(said):
                 unreadable.append(queue_id)
         return unreadable
 
+    def _shown(self, queue_ids: Sequence[str]) -> tuple[int, list[tuple[str, Envelope]], str]:
+        """Run postcat; return its exit status, what it shows, and what it complains of."""
+        with self._started("postcat", "-eq", *queue_ids) as showing:
+            shown = _envelopes(_lines(_pipe(showing)))
+            said = showing.stderr.read(MAX_LINE) if showing.stderr else b""
+        return showing.returncode, shown, said.decode(errors="backslashreplace")
+
     def give(self, order: Order, queue_ids: Sequence[str]) -> tuple[set[str], str]:
         """Have postsuper do this to messages; return those of which it says that it is done, and what else it said."""
-        status, _, said = self._run("postsuper", order.option, "-", *order.queues, given="\n".join(queue_ids) + "\n")
+        status, said = self._run("postsuper", order.option, "-", *order.queues, given="\n".join(queue_ids) + "\n")
         done = {match[1] for match in map(_DONE.fullmatch, said.splitlines()) if match and match[2] == order.done}
         return done, _word(said) if status else ""
 
     def flush(self, queue_id: str) -> str:
         """Have one deferred message tried now; return what Postfix says where it cannot."""
-        status, _, said = self._run("postqueue", "-i", queue_id)
+        status, said = self._run("postqueue", "-i", queue_id)
         return _word(said) if status else ""
 
     def _started(self, command: str, *arguments: str) -> subprocess.Popen[bytes]:
-        # its errors are few lines: the pipe for them is larger than what postqueue has to say
+        # what they complain of is few lines, which the pipe holds while the rest is read
         return subprocess.Popen(  # noqa: S603 -- a command of Postfix by its path, without a shell
             [command_path(command), *self._options, *arguments],
             stdin=subprocess.DEVNULL,
@@ -146,20 +155,20 @@ class Postfix:
             env=_environment(),
         )
 
-    def _run(self, command: str, *arguments: str, given: str = "") -> tuple[int, str, str]:
+    def _run(self, command: str, *arguments: str, given: str = "") -> tuple[int, str]:
         try:
             done = subprocess.run(  # noqa: S603 -- a command of Postfix by its path, without a shell
                 [command_path(command), *self._options, *arguments],
                 input=given.encode(),
-                capture_output=True,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
                 timeout=PATIENCE,
                 env=_environment(),
                 check=False,
             )
         except subprocess.TimeoutExpired:
             raise CtlError(REFUSED, f"{command} has not come to an end within {PATIENCE:g} s") from None
-        out, said = (text.decode(errors="backslashreplace") for text in (done.stdout, done.stderr))
-        return done.returncode, out, said
+        return done.returncode, done.stderr.decode(errors="backslashreplace")
 
 
 def command_path(command: str) -> str:
@@ -218,33 +227,39 @@ def _queued(value: Json) -> Queued:
     )
 
 
-def _envelopes(out: str) -> list[tuple[str, Envelope]]:
-    """Read what postcat shows of several files, one after the other."""
-    files: list[tuple[str, list[str]]] = []
-    for line in out.split("\n"):
-        if header := _HEADER.fullmatch(line):
-            files.append((header[1], []))
-        elif files:
-            files[-1][1].append(line)
-    return [(queue_id, envelope) for queue_id, lines in files if (envelope := _envelope(lines)) is not None]
-
-
-def _envelope(lines: Iterable[str]) -> Envelope | None:
-    """Read one file, as far as Postfix wrote it without a word of the recipients'; the first of its kind counts.
+def _envelopes(lines: Iterable[bytes | None]) -> list[tuple[str, Envelope]]:
+    """Read what postcat shows of several files, and keep of each what Postfix wrote without a word of the recipients'.
 
     What a client can say in words of its own comes after that: the ORCPT of a recipient may even hold a line end.
     """
+    files: list[tuple[str, list[bytes]]] = []
+    reading = False
+    for line in lines:
+        if line is None:
+            reading = False
+        elif line.startswith(HEADER) and (header := _HEADER.fullmatch(_text(line))):
+            files.append((header[1], []))
+            reading = True
+        elif reading and line.startswith(RECIPIENTS):
+            reading = False
+        elif reading:
+            files[-1][1].append(line)
+    return [(queue_id, envelope) for queue_id, kept in files if (envelope := _envelope(kept)) is not None]
+
+
+def _text(line: bytes) -> str:
+    return line.decode(errors="backslashreplace").rstrip("\n")
+
+
+def _envelope(lines: Iterable[bytes]) -> Envelope | None:
+    """Take from the lines of one file what is needed; the first of its kind counts."""
     fields: dict[str, str] = {}
     named: dict[str, str] = {}
-    for line in lines:
+    for line in _text(b"".join(lines)).split("\n"):
         kind, _, value = line.partition(": ")
         if kind == "named_attribute":
             name, _, content = value.partition("=")
-            if name == "dsn_orig_rcpt":
-                break
             named.setdefault(name, content)
-        elif kind in ("original_recipient", "recipient"):
-            break
         fields.setdefault(kind, value)
     try:
         arrived, created = _time(fields["message_arrival_time"]), _time(fields["create_time"])

@@ -26,7 +26,7 @@ from policyd.ctl_text import Column, Screen, counted, moment, printable, shell_w
 MAX_IDS = 100
 """Queue ids that the daemon takes in one question."""
 
-FILES = 1000
+FILES = 500
 """Queue files that are looked at in one go when messages are listed."""
 
 BATCH = 250
