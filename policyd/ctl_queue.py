@@ -32,6 +32,9 @@ FILES = 500
 BATCH = 250
 """Messages between the last look at their files and the order: the two commands take less than 0.1 s for so many."""
 
+TRIES = 3
+"""So often a batch is looked at and the order given: a message that Postfix just moves between its queues is missed."""
+
 MAX_FLUSHED = 1000
 """Released messages that are tried at once: each takes a command of some 3 ms. Postfix tries others within minutes."""
 
@@ -206,6 +209,8 @@ def obey(report: Report, order: Order, postfix: Clerk, progress: Progress) -> No
         _give(report, order, postfix, progress)
         if order is ORDERS["release"] and not report.problems:
             _flush(report, postfix, progress)
+    except CtlError as error:
+        report.problems += error.lines
     except KeyboardInterrupt:
         report.problems.append("interrupted: what was last being done may be done or not")
     settled = {*report.done, *report.gone, *report.failed}
@@ -215,15 +220,21 @@ def obey(report: Report, order: Order, postfix: Clerk, progress: Progress) -> No
 def _give(report: Report, order: Order, postfix: Clerk, progress: Progress) -> None:
     for batch in _batches(report.found, BATCH):
         progress.show(f"{order.done}: {len(report.done)} of {len(report.found)}")
-        now = postfix.envelopes([one.queued.queue_id for one in batch])
-        same = [one.queued.queue_id for one in batch if now.known.get(one.queued.queue_id) == one.envelope]
-        done, problem = postfix.give(order, same) if same else (set[str](), "")
+        left = {one.queued.queue_id: one.envelope for one in batch}
+        same: list[str] = []
+        problem = ""
+        for _ in range(TRIES):
+            now = postfix.envelopes(list(left)).known
+            same = [queue_id for queue_id, envelope in left.items() if now.get(queue_id) == envelope]
+            done, problem = postfix.give(order, same) if same else (set[str](), "")
+            report.done += [queue_id for queue_id in left if queue_id in done]
+            left = {queue_id: envelope for queue_id, envelope in left.items() if queue_id not in done}
+            if problem or not left or not same:
+                break
+        for queue_id in left:
+            (report.failed if queue_id in same else report.gone).append(queue_id)
         if problem:
             report.problems.append(f"postsuper failed: {problem}")
-        for one in batch:
-            queue_id = one.queued.queue_id
-            (report.done if queue_id in done else report.failed if queue_id in same else report.gone).append(queue_id)
-        if problem:
             return
 
 

@@ -260,8 +260,9 @@ def test_what_cannot_be_meant_is_not_begun(stub: ControlSocket, args: list[str],
 class Postmaster:
     """Stands for Postfix: does what it is told, until something happens."""
 
-    def __init__(self, trouble: Callable[[int], str] = lambda _: "") -> None:
+    def __init__(self, trouble: Callable[[int], str] = lambda _: "", missed: Sequence[str] = ()) -> None:
         self.trouble = trouble
+        self.missed = set(missed)
         self.orders: list[list[str]] = []
         self.flushed: list[str] = []
 
@@ -270,10 +271,11 @@ class Postmaster:
         return Envelopes(dict.fromkeys(queue_ids, FILE), [])
 
     def give(self, _order: Order, queue_ids: Sequence[str]) -> tuple[set[str], str]:
-        """Do all of it, unless there is trouble."""
+        """Do all of it, but for what is missed the first time, unless there is trouble."""
         self.orders.append(list(queue_ids))
+        missed, self.missed = self.missed, set()
         trouble = self.trouble(len(self.orders))
-        return set() if trouble else set(queue_ids), trouble
+        return set() if trouble else set(queue_ids) - missed, trouble
 
     def flush(self, queue_id: str) -> str:
         """Remember it."""
@@ -298,6 +300,28 @@ def test_an_order_that_fails_is_not_given_again() -> None:
     assert (len(report.done), len(report.failed)) == (BATCH, 2 * BATCH)
     assert report.problems == ["postsuper failed: no space"]
     assert len(clerk.orders) == 2
+
+
+def test_a_message_that_is_just_moving_is_not_missed() -> None:
+    """Postfix moves messages between its queues: one that was not found there is looked for again."""
+    report, postfix = full_report(3), Postmaster(missed=["Q0", "Q2"])
+    obey(report, ORDERS["delete"], postfix, Progress(None))
+    assert (sorted(report.done), report.gone, report.failed) == (["Q0", "Q1", "Q2"], [], [])
+    assert postfix.orders == [["Q0", "Q1", "Q2"], ["Q0", "Q2"]]
+
+
+def test_what_was_done_is_told_whatever_comes_then() -> None:
+    """Where Postfix's commands fail in the middle of it, what was done by then is not forgotten."""
+
+    def refused(number: int) -> str:
+        if number == 2:
+            raise CtlError(1, "postcat failed: no")
+        return ""
+
+    report = full_report(2 * BATCH)
+    obey(report, ORDERS["delete"], Postmaster(refused), Progress(None))
+    assert (len(report.done), len(report.failed)) == (BATCH, BATCH)
+    assert report.problems == ["policyctl: postcat failed: no"]
 
 
 def test_interrupting_an_order_tells_how_far_it_came() -> None:
