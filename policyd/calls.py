@@ -26,6 +26,10 @@ MAX_NAME = 64 * 1024
 
 MAX_REASON = 300
 MAX_ACCOUNTS = 100_000
+"""Accounts that are listed at most, by what they send."""
+
+MAX_LOCKED = 10**9
+"""Locks that are listed where nobody says how many: all."""
 
 MAX_DATE = 64
 """Characters of a date that are looked at."""
@@ -122,6 +126,13 @@ class Call:
             raise RefusedError(f"{name}: want a number from 0 to {most:g}")
         return number
 
+    def whole_number(self, name: str, default: int, most: int) -> int:
+        """Return a value that may be a whole number."""
+        number = self.number(name, default, most)
+        if number is None or number != int(number):
+            raise RefusedError(f"{name}: want a whole number")
+        return int(number)
+
 
 class Api:
     """The calls, and what each does at the desk."""
@@ -163,13 +174,11 @@ class Api:
         sort = call.values.get("sort", "messages")
         if sort not in _SORTS:
             raise RefusedError(f"sort: want one of {', '.join(_SORTS)}")
-        most = call.number("n", 20, MAX_ACCOUNTS)
-        if most is None or most != int(most):
-            raise RefusedError("n: want a whole number")
-        return _list_text(self._desk.survey(call.now, sort, int(most), call.number("over", None, 1e6)))
+        most = call.whole_number("n", 20, MAX_ACCOUNTS)
+        return _list_text(self._desk.survey(call.now, sort, most, call.number("over", None, 1e6)))
 
     def _locked(self, call: Call) -> Iterator[str]:
-        return _list_text(self._desk.locks(call.now))
+        return _list_text(self._desk.locks(call.now, call.whole_number("n", MAX_LOCKED, MAX_LOCKED)))
 
     async def _history(self, call: Call) -> Iterator[str]:
         wanted, most = self._wanted(call)

@@ -10,15 +10,18 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
 from policyd import __version__, ctl_text
-from policyd.ctl_client import DONE, INTERRUPTED, REFUSED, USAGE, CtlError, Told, ask
+from policyd.ctl_client import DONE, INTERRUPTED, REFUSED, USAGE, Ask, CtlError, Told, ask
 from policyd.ctl_commands import COMMANDS, Command, path
 from policyd.ctl_text import Screen
 from policyd.paths import control_sockets
+
+COMPLETE = "__complete"
+"""What the shells' completion begins its question with; no command for people."""
 
 DESCRIPTION = """\
 Ask the running policyd who sends how much, who is locked and why; lock and free accounts.
@@ -59,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         child = commands.add_parser(command.name, help=command.does, description=command.why, **style)
         for flag, settings in command.arguments:
             child.add_argument(flag, **settings)
-        child.set_defaults(command=command)
+        child.set_defaults(command=command, run=command.run)
         _add_common_options(child)
     return parser
 
@@ -95,9 +98,10 @@ def _answer(args: argparse.Namespace) -> Told:
     except (OSError, ValueError):
         width = None
     screen = Screen(datetime.now(timezone.utc), width=width)
+    run: Callable[[argparse.Namespace, Ask, Screen], Told] | None = args.run
     try:
-        if command.run is not None:
-            return command.run(args, lambda question: ask(_places(args), question), screen)
+        if run is not None:
+            return run(args, lambda question: ask(_places(args), question), screen)
         value = ask(_places(args), command.question(args))
         return Told([json.dumps(value, indent=2)] if args.json else command.text(value, args, screen))
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
@@ -111,6 +115,10 @@ def _complain(lines: Sequence[str]) -> None:
 
 
 def _run() -> int:
+    if sys.argv[1:2] == [COMPLETE]:
+        from policyd import ctl_complete  # noqa: PLC0415 -- only a shell needs it
+
+        return ctl_complete.run(_parser(), sys.argv[2:], _places)
     try:
         told = _answer(_parser().parse_args())
     except CtlError as error:
@@ -144,6 +152,10 @@ def main() -> int:
             status = _run()
         except SystemExit as end:
             status = int(end.code or DONE)
+            if status and "--nagios" in sys.argv:
+                from policyd.ctl_nagios import wrong_usage  # noqa: PLC0415 -- as above
+
+                status = wrong_usage()
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -39,6 +39,10 @@ class CtlError(Exception):
         self.lines = [f"policyctl: {reason}", *details]
 
 
+class ClosedToUsError(CtlError):
+    """The daemon may be well, but its socket is not for us."""
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """One HTTP request to the daemon; with a body it asks for a change."""
@@ -120,7 +124,7 @@ def _connected(places: Sequence[str], patience: float) -> tuple[str, PatientSock
         except OSError as error:
             raise CtlError(NOT_RUNNING, f"cannot connect to {path}: {error.strerror or error}") from None
     if closed_to_us:
-        raise CtlError(NOT_RUNNING, _permission_denied(Path(closed_to_us)))
+        raise ClosedToUsError(NOT_RUNNING, _permission_denied(Path(closed_to_us)))
     raise CtlError(
         NOT_RUNNING,
         f"policyd is not running: nothing listens on {' or '.join(places)}. "

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from policyd import ctl_allow, ctl_history, ctl_text
-from policyd.ctl_client import Ask, Question, Told
+from policyd.ctl_client import USAGE, Ask, CtlError, Question, Told
 from policyd.ctl_text import Json, Screen
 from policyd.durations import parse_duration
 
@@ -83,7 +83,31 @@ def _duration(text: str) -> str:
     return text
 
 
+def _seconds(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,3})?", text) or not LEAST_EVERY <= float(text) <= MOST_EVERY:
+        raise argparse.ArgumentTypeError(f"want seconds from {LEAST_EVERY} to {MOST_EVERY} such as 2, got {text!r}")
+    return float(text)
+
+
+def _most(text: str) -> int:
+    return 0 if text == "0" else _number(text)
+
+
+def _nagios(args: argparse.Namespace, asked: Ask, _screen: Screen) -> Told:
+    from policyd import ctl_nagios  # noqa: PLC0415 -- only a monitor needs it
+
+    return ctl_nagios.run(args, asked)
+
+
+def _top(args: argparse.Namespace, asked: Ask, _screen: Screen) -> Told:
+    from policyd import ctl_top  # noqa: PLC0415 -- it needs threads and terminals, which take time to load
+
+    return ctl_top.run(args, asked)
+
+
 def _status_question(args: argparse.Namespace) -> Question:
+    if args.warning_locked is not None or args.critical_locked is not None:
+        raise CtlError(USAGE, "--warning-locked and --critical-locked go with --nagios")
     return Question("/status" if args.account is None else "/status?" + urlencode({"account": args.account}))
 
 
@@ -137,6 +161,9 @@ def _allow_question(args: argparse.Namespace) -> Question:
 
 _LIMIT: dict[str, Any] = {"metavar": "LIMIT", "type": _typed}
 
+LEAST_EVERY, MOST_EVERY = 0.1, 3600
+"""Seconds between two looks of `top`."""
+
 COMMANDS = (
     Command(
         "status",
@@ -144,7 +171,21 @@ COMMANDS = (
         "Run it first when something seems wrong: it says whether Postfix asks policyd at all, what it has answered,\n"
         "and what is not as it should be. With an ACCOUNT: whether and why it is locked, how much it has used of each\n"
         "limit and when that falls, what was refused, and from which addresses it has been sending.",
-        (("account", {**ACCOUNT[1], "nargs": "?", "help": "tell about this account; without it, about the daemon"}),),
+        (
+            ("account", {**ACCOUNT[1], "nargs": "?", "help": "tell about this account; without it, about the daemon"}),
+            (
+                "--nagios",
+                {
+                    "dest": "run",
+                    "action": "store_const",
+                    "const": _nagios,
+                    "help": "be a plugin of Nagios, Icinga or the like: one line with figures, and an exit status of\n"
+                    "0 OK, 1 WARNING (there are problems), 2 CRITICAL (the daemon does not answer), 3 UNKNOWN",
+                },
+            ),
+            ("--warning-locked", {"type": _most, "metavar": "N", "help": "with --nagios: WARNING beyond N locks"}),
+            ("--critical-locked", {"type": _most, "metavar": "N", "help": "with --nagios: CRITICAL beyond N locks"}),
+        ),
         _status_question,
         _status_text,
     ),
@@ -169,6 +210,21 @@ COMMANDS = (
         ),
         _accounts_question,
         lambda value, args, screen: ctl_text.accounts(value, args.over, screen),
+    ),
+    Command(
+        "top",
+        "who sends now, refreshed every second",
+        "Run it during an attack, or to watch what a change does: requests and answers a second, the latest locks,\n"
+        "and who sends most. s changes what is sorted by, q ends it. With --json: two looks, and the rates between.",
+        (
+            (
+                "--every",
+                {"type": _seconds, "default": 1.0, "metavar": "S", "help": "seconds between two looks (default: 1)"},
+            ),
+        ),
+        lambda _args: Question("/status"),
+        lambda value, _args, screen: ctl_text.status(value, screen),
+        _top,
     ),
     Command(
         "locked",

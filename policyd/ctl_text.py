@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
+from itertools import accumulate
 from math import ceil, floor
 from typing import Any
 
@@ -191,6 +192,28 @@ def locked(value: Json, screen: Screen) -> list[str]:
             lock["by"],
             lock["action"],
             "-" if lock["count"] is None else lock["count"],
+            lock["reason"] if lock["limit"] is None else lock["limit"],
+        )
+        for lock in value
+    ]
+    return _shown(_table(columns, rows, screen))
+
+
+def locked_lately(value: Json, screen: Screen) -> list[str]:
+    """Tell locks in short, one a line: for how long, by whom and why."""
+    if not _list(value):
+        return ["no account is locked"]
+    columns = [
+        Column("account", least=16),
+        Column("locked", right=True),
+        Column("by", least=8),
+        Column("why", least=16),
+    ]
+    rows = [
+        (
+            lock["account"],
+            f"{_span((screen.now - _time(lock['since'], screen)).total_seconds())} ago",
+            lock["by"],
             lock["reason"] if lock["limit"] is None else lock["limit"],
         )
         for lock in value
@@ -397,11 +420,16 @@ def _narrow(widths: list[int], columns: Sequence[Column], available: int) -> Non
         widths[max(giving, key=widths.__getitem__)] -= 1
 
 
+def fitted(text: str, width: int) -> str:
+    """Return a text that is no wider than so many columns; one that is cut ends in `…`."""
+    if _width(text) <= width:
+        return text
+    ends = accumulate(map(_width, text))
+    return text[: next(place for place, end in enumerate(ends) if end >= width)] + "…"
+
+
 def _padded(cell: str, width: int, right: bool) -> str:
-    if _width(cell) > width:
-        while cell and _width(cell) >= width:
-            cell = cell[:-1]
-        cell += "…"
+    cell = fitted(cell, width)
     padding = " " * (width - _width(cell))
     return padding + cell if right else cell + padding
 

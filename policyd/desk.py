@@ -99,12 +99,14 @@ class Desk:
         """Return the same in one go, where nobody waits meanwhile."""
         return list(chain.from_iterable(self.survey(now, sort, most, over)))
 
-    def locks(self, now: float) -> Iterator[list[Json]]:
-        """Yield every lock, the latest first, in parts."""
+    def locks(self, now: float, most: int | None = None) -> Iterator[list[Json]]:
+        """Yield every lock, or so many at most, the latest first, in parts."""
         self._policy.locks.expire(now)
         locked = self._policy.accounts.locked
-        for end in range(len(locked), 0, -LOCKS):
-            yield [self._lock_of(account) for account in reversed(locked[max(end - LOCKS, 0) : end]) if account.lock]
+        least = 0 if most is None else max(len(locked) - most, 0)
+        for end in range(len(locked), least, -LOCKS):
+            part = reversed(locked[max(end - LOCKS, least) : end])
+            yield [self._lock_of(account) for account in part if account.lock]
 
     def locked(self, now: float) -> list[Json]:
         """Return the same in one go, where nobody waits meanwhile."""

@@ -219,6 +219,9 @@ def test_the_list_of_locks_names_each_account(daemon: Policyd) -> None:
     assert [lock["account"] for lock in locks[:2]] == ["list2@example.com", "list1@example.com"]
     assert all(set(lock) == {"account"} | LOCK for lock in locks)
     assert {"account": "list1@example.com", **lock_of(daemon, "list1@example.com")} == locks[1]
+    assert get(daemon, "/locked?n=1") == locks[:1]
+    assert get(daemon, "/locked?n=0") == []
+    assert call(daemon, "GET", "/locked?n=1.5") == (400, {"error": "n: want a whole number"})
 
 
 def test_the_list_of_accounts_shows_who_sends_most(daemon: Policyd) -> None:

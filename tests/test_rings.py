@@ -70,11 +70,15 @@ APART = (
     "ctl_allow",
     "ctl_client",
     "ctl_commands",
+    "ctl_complete",
     "ctl_history",
     "ctl_join",
+    "ctl_look",
+    "ctl_nagios",
     "ctl_postfix",
     "ctl_queue",
     "ctl_text",
+    "ctl_top",
 )
 """The rooms of policyctl: they know values only, and nobody in the rings knows them."""
 
