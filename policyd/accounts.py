@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from policyd.allowances import Allowances, AllowedLimits
-from policyd.limits import MAX_PERIOD, Limits, Rules
+from policyd.distinct import Distinct
+from policyd.limits import DISTINCT, MAX_PERIOD, Limit, Limits, Rules
 from policyd.sections import DEFAULT_MAX_ACCOUNTS
 from policyd.verdict import Verdict
 from policyd.window import Window
@@ -128,7 +129,8 @@ class Account:
         self.limits = limits
         self.maxima = limits.maxima
         self.windows = tuple(
-            None if limit.period is None else known.get((limit.name, limit.count)) or Window() for limit in self.limits
+            None if limit.period is None else known.get((limit.name, limit.count)) or _window(limit)
+            for limit in self.limits
         )
 
     def forget_counts(self) -> None:
@@ -153,7 +155,11 @@ class Account:
 
 
 def _fresh(limits: Limits) -> tuple[Window | None, ...]:
-    return tuple([None if limit.period is None else Window() for limit in limits])
+    return tuple([None if limit.period is None else _window(limit) for limit in limits])
+
+
+def _window(limit: Limit) -> Window:
+    return Distinct() if limit.count in DISTINCT else Window()
 
 
 class Accounts:

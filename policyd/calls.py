@@ -9,7 +9,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args
 
 from policyd.allowing import Wanted as WantedAllowance
 from policyd.config import ConfigError
@@ -18,7 +18,8 @@ from policyd.durations import format_duration, parse_duration
 from policyd.history import VERDICTS, Message, NoHistoryError, Wanted
 from policyd.limits import UNTIL_UNLOCKED
 from policyd.locks import utc
-from policyd.sections import MAX_LOCK, MAX_MAX, UNLIMITED
+from policyd.maxima import MAX_MAX, UNLIMITED
+from policyd.sections import MAX_LOCK
 from policyd.survey import Json, Sort
 
 MAX_NAME = 64 * 1024
@@ -56,7 +57,7 @@ PROBLEMS = 200
 
 T = TypeVar("T")
 
-_SORTS: tuple[Sort, ...] = ("messages", "recipients", "refused")
+_SORTS: tuple[Sort, ...] = get_args(Sort)
 
 Find = Callable[[Wanted], Awaitable[list[Message]]]
 """Finds messages of the history; raises NoHistoryError, and OSError where it cannot be read."""

@@ -6,11 +6,15 @@ that an event counts against all limits or none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from policyd.limits import Limit
+from policyd.accounts import Account
+from policyd.envelope import Envelope
+from policyd.limits import DISTINCT, OF_A_MESSAGE, Limit
 from policyd.transactions import Transaction
+from policyd.window import Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,8 @@ def check(transaction: Transaction, messages: int, recipients: int, now: float) 
     passing: list[Exceeded] = []
     for limit, window in zip(account.limits, account.windows, strict=True):
         events = recipients if limit.count == "recipients" else messages
+        if events and limit.count in OF_A_MESSAGE:
+            events = transaction.envelope.events(limit, window, now) if transaction.envelope else 0
         if not events or limit.max is None:
             continue
         if window is None or limit.period is None:
@@ -77,6 +83,8 @@ def count(
             window = windows[index]
             if window is not None and not (spared and limits[index] in spared):
                 transaction.charged_message(window, window.add(now, messages, slice_))
+        if maxima.looked_at and transaction.envelope:
+            _count_envelope(transaction.envelope, account, spared, now)
         transaction.message_counted = True
 
 
@@ -100,5 +108,65 @@ def charge(transaction: Transaction, messages: int, recipients: int, now: float)
         for place, period, most, _ in maxima.messages:
             if windows[place].count(now, period) + messages > most:  # type: ignore[union-attr]
                 return False
+        if maxima.looked_at and transaction.envelope and not _fits(transaction.envelope, transaction.account, now):
+            return False
     count(transaction, messages, recipients, now)
     return True
+
+
+def settle(transaction: Transaction, size: int, now: float) -> Check:
+    """Put the true size of a message that was counted in place of the declared one, and tell what that exceeds.
+
+    Where that keeps the message back, nothing is changed: who asks gives the message back. A limit that is exceeded
+    and lets it pass has counted what was declared, or nothing where that was too much; then it was told of before.
+    """
+    envelope, account = transaction.envelope, transaction.account
+    if envelope is None or not size or size == envelope.size:
+        return _FREE
+    more: list[tuple[int, Window, float]] = []
+    passing: list[Exceeded] = []
+    for place, period, most, slice_ in account.maxima.bytes:
+        limit, window = account.limits[place], account.windows[place]
+        if window is None:
+            continue
+        counted = envelope.size_in(window)
+        reached = window.count(now, period) + size - counted
+        if reached <= most or size <= counted:
+            more.append((size - counted, window, slice_))
+            continue
+        exceeded = Exceeded(limit, reached, window.resets_in(now, period))
+        if limit.stops:
+            return Check(exceeded, tuple(passing))
+        if counted or not envelope.size:
+            passing.append(exceeded)
+    for bytes_, window, slice_ in more:
+        if bytes_ > 0:
+            envelope.count_size(bytes_, window, now, slice_)
+        else:
+            envelope.give_back_size(-bytes_, window)
+    envelope.size = size
+    return Check(None, tuple(passing))
+
+
+def _fits(envelope: Envelope, account: Account, now: float) -> bool:
+    """Tell whether a message exceeds no limit by what it has."""
+    limits, windows = account.limits, account.windows
+    for place, period, most, _ in (*account.maxima.bytes, *account.maxima.distinct):
+        window = windows[place]
+        events = envelope.events(limits[place], window, now)
+        if window is not None and events and window.count(now, period) + events > most:
+            return False
+    return True
+
+
+def _count_envelope(envelope: Envelope, account: Account, spared: Sequence[Limit], now: float) -> None:
+    """Count what a message has in all windows but those of the limits that are `spared`."""
+    limits, windows = account.limits, account.windows
+    for place, _, _, slice_ in (*account.maxima.bytes, *account.maxima.distinct):
+        limit, window = limits[place], windows[place]
+        if window is None or limit in spared:
+            continue
+        if limit.count in DISTINCT:
+            envelope.count_value(limit.count, window, now)
+        elif envelope.size:
+            envelope.count_size(envelope.size, window, now, slice_)

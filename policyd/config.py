@@ -165,7 +165,7 @@ _SHOWN_KEYS: tuple[tuple[str, Callable[[Config], str]], ...] = (
 _SHOWN_LIMIT_KEYS: tuple[tuple[str, Callable[[Limit], str]], ...] = (
     ("count", lambda limit: limit.count),
     ("per", lambda limit: limit.per),
-    ("max", lambda limit: str(limit.max)),
+    ("max", lambda limit: limit.shown_max),
     ("action", lambda limit: limit.action.template),
     ("lock", lambda limit: _lock_shown(limit.lock_for)),
     ("observe", lambda limit: str(limit.observe).lower()),
@@ -216,7 +216,7 @@ def _config(root: Value, endpoint_problem: EndpointProblem) -> Config:
     fields = root.fields(_SECTIONS, "a mapping of sections such as 'limits:'") or {}
     attributes, lowercase = optional(fields, "account", sections.account, (DEFAULT_ATTRIBUTES, DEFAULT_LOWERCASE))
     observe = optional(fields, "observe", Value.truth, False)
-    limits, per_message = sections.limits(fields.get("limits"))
+    limits, kinds = sections.limits(fields.get("limits"))
     return Config(
         listen=optional(fields, "listen", lambda value: sections.listen(value, endpoint_problem), DEFAULT_LISTEN),
         control=optional(fields, "control", sections.control, None),
@@ -228,5 +228,5 @@ def _config(root: Value, endpoint_problem: EndpointProblem) -> Config:
         lowercase=lowercase,
         observe=observe,
         limits=tuple(replace(limit, observe=True) for limit in limits) if observe else limits,
-        overrides=optional(fields, "overrides", lambda value: sections.overrides(value, per_message), ()),
+        overrides=optional(fields, "overrides", lambda value: sections.overrides(value, kinds), ()),
     )

@@ -197,7 +197,7 @@ COMMANDS = (
             (
                 "--sort",
                 {
-                    "choices": ("messages", "recipients", "refused"),
+                    "choices": ("messages", "recipients", "clients", "senders", "bytes", "refused"),
                     "default": "messages",
                     "help": "what to sort by, the most first (default: messages)",
                 },

@@ -15,6 +15,8 @@ from itertools import accumulate
 from math import ceil, floor
 from typing import Any
 
+from policyd.sizes import short_size
+
 Json = Any
 """A value as the JSON parser returns it; a function below says which keys it wants, a missing one is a KeyError."""
 
@@ -191,7 +193,7 @@ def locked(value: Json, screen: Screen) -> list[str]:
             "unlocked" if lock["until"] is None else _when(lock["until"], screen),
             lock["by"],
             lock["action"],
-            "-" if lock["count"] is None else lock["count"],
+            "-" if lock["count"] is None else _number(lock, "count"),
             lock["reason"] if lock["limit"] is None else lock["limit"],
         )
         for lock in value
@@ -279,7 +281,7 @@ def _lock_sentence(name: str, state: str, lock: Json, screen: Screen) -> str:
 
 def _lock_fields(name: str, lock: Json, screen: Screen) -> list[str]:
     cause = "by hand" if lock["limit"] is None else f"limit {lock['limit']}"
-    count = "" if lock["count"] is None else f" at {lock['count']}"
+    count = "" if lock["count"] is None else f" at {_number(lock, 'count')}"
     return _fields(
         ("since", _when(lock["since"], screen)),
         ("by", f"{lock['by']}, {cause}{count}"),
@@ -318,14 +320,20 @@ def _limit(limit: Json) -> tuple[str, str, str]:
         return f"{'unlimited' if maximum is None else maximum} in one message", "", ""
     resets = "" if limit["resets_in"] is None else f"oldest leaves {_ahead(limit['resets_in'])}"
     if maximum is None:
-        return "unlimited" if count is None else f"{count} in {limit['per']}, unlimited", "", resets
-    return f"{count} of {maximum} in {limit['per']}", _percent(count, maximum), resets
+        return "unlimited" if count is None else f"{_number(limit, 'count')} in {limit['per']}, unlimited", "", resets
+    counted = f"{_number(limit, 'count')} of {_number(limit, 'max')} in {limit['per']}"
+    return counted, _percent(count, maximum), resets
 
 
 def _share(limit: Json) -> str:
     if limit["max"] is None:
-        return "unlimited" if limit["count"] is None else f"{limit['count']} (unlimited)"
-    return f"{limit['count']}/{limit['max']} {_percent(limit['count'], limit['max']):>4}"
+        return "unlimited" if limit["count"] is None else f"{_number(limit, 'count')} (unlimited)"
+    return f"{_number(limit, 'count')}/{_number(limit, 'max')} {_percent(limit['count'], limit['max']):>4}"
+
+
+def _number(value: Json, key: str) -> str:
+    """Return a number of what is counted; one of bytes as a size."""
+    return short_size(value[key]) if value.get("counts") == "bytes" else str(value[key])
 
 
 def _percent(count: int, maximum: int) -> str:

@@ -158,6 +158,7 @@ class Desk:
             "since": utc(lock.since),
             "until": None if lock.until is None else utc(lock.until),
             "limit": lock.limit,
+            "counts": next((limit.count for limit in account.limits if limit.name == lock.limit), None),
             "count": lock.count,
             "by": lock.by,
             "reason": lock.reason,

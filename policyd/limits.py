@@ -11,9 +11,16 @@ from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Literal
 
 from policyd.actions import Action, parse_action
+from policyd.sizes import exact_size, short_size
 from policyd.wire import key
 
-Count = Literal["messages", "recipients"]
+Count = Literal["messages", "recipients", "clients", "senders", "bytes"]
+
+DISTINCT: tuple[Count, ...] = ("clients", "senders")
+"""What is counted by how many different ones there are."""
+
+OF_A_MESSAGE: tuple[Count, ...] = (*DISTINCT, "bytes")
+"""What a message is looked at for when it is counted."""
 
 MIN_PER_MESSAGE = 100
 """The least maximum of recipients in one message: RFC 5321 4.5.3.1.8 obliges a server to accept at least 100."""
@@ -52,7 +59,7 @@ IDENTITY_ATTRIBUTES = (
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A named maximum of recipients or messages, in one message or in a sliding window."""
+    """A named maximum of recipients, messages or what messages have, in one message or in a sliding window."""
 
     name: str
     count: Count
@@ -76,15 +83,26 @@ class Limit:
     @property
     def slice(self) -> float:
         """Seconds of a window's memory that are told apart by nothing; 0.0 where each event keeps its own time."""
-        if self.period is None or (self.max is not None and self.max <= EXACT_MAX):
+        if self.period is None or self.count in DISTINCT:
+            return 0.0
+        if self.max is not None and self.max <= EXACT_MAX and self.count != "bytes":
             return 0.0
         return self.period / SLICES
+
+    @property
+    def shown_max(self) -> str:
+        """The maximum, as the config writes it; `None` where it is unlimited."""
+        return str(self.max) if self.max is None or self.count != "bytes" else exact_size(self.max)
+
+    def shown(self, count: int) -> str:
+        """Return a count for a person to read."""
+        return short_size(count) if self.count == "bytes" else str(count)
 
     @property
     def reason(self) -> str:
         """What exceeding this limit means, in words for a person."""
         where = "one message" if self.period is None else self.per
-        return f"more than {self.max} {self.count} in {where}"
+        return f"more than {self.shown_max} {self.count} in {where}"
 
 
 Concerned = tuple[int, float, float, float]
@@ -95,7 +113,7 @@ the period, the maximum, the slice."""
 class Maxima:
     """What each request wants to know of an account's limits, found out once."""
 
-    __slots__ = ("messages", "recipients", "recipients_per_message")
+    __slots__ = ("bytes", "distinct", "looked_at", "messages", "recipients", "recipients_per_message")
 
     def __init__(self, limits: Sequence[Limit]) -> None:
         maxima = [math.inf if limit.max is None else limit.max for limit in limits]
@@ -107,12 +125,15 @@ class Maxima:
             tuple(
                 (index, limit.period, most, limit.slice)
                 for index, (limit, most) in enumerate(zip(limits, maxima, strict=True))
-                if limit.count == count and limit.period is not None
+                if limit.count in counts and limit.period is not None
             )
-            for count in ("recipients", "messages")
+            for counts in (("recipients",), ("messages",), ("bytes",), DISTINCT)
         ]
-        self.recipients, self.messages = windows
+        self.recipients, self.messages, self.bytes, self.distinct = windows
         """The windows of each."""
+        counted = {limit.count for limit in limits}
+        self.looked_at: tuple[Count, ...] = tuple(count for count in OF_A_MESSAGE if count in counted)
+        """What a message is looked at for when it is counted; mostly empty."""
 
 
 class Limits(tuple[Limit, ...]):
@@ -226,7 +247,7 @@ class Rules:
             if "=" not in text or not text.startswith(tuple(f"{name}=" for name, _ in self._attributes)):
                 return text
         elif attribute == "client_address":
-            text = _client_network(text)
+            text = client_network(text)
         return f"{attribute}={text}"
 
     def named(self, account: str) -> str:
@@ -234,7 +255,7 @@ class Rules:
         name = account.lower() if self._lowercase else account
         attribute, _, address = name.partition("=")
         if attribute == "client_address" and attribute in (known for known, _ in self._attributes):
-            return f"{attribute}={_client_network(address)}"
+            return f"{attribute}={client_network(address)}"
         return name
 
 
@@ -246,7 +267,7 @@ def _matcher(globs: list[str]) -> Callable[[str], object]:
     return re.compile("|".join(f"(?:{fnmatch.translate(glob)})" for glob in globs)).match
 
 
-def _client_network(address: str) -> str:
+def client_network(address: str) -> str:
     """Return the address to count a client by: IPv6 hosts own a whole /64 and change within it at will."""
     try:
         client = ip_address(address)

@@ -12,7 +12,8 @@ from policyd import charges
 from policyd.accounts import Account, Accounts
 from policyd.actions import Effect
 from policyd.allowing import Allowing
-from policyd.charges import Exceeded, charge
+from policyd.charges import Check, Exceeded, charge
+from policyd.envelope import Envelope, size_of
 from policyd.history import History, Seen
 from policyd.limits import Rules
 from policyd.locks import Locks, Report
@@ -194,6 +195,8 @@ class Policy:
         else:
             data_seen = self.tally.data_seen
             message = 0 if data_seen or transaction.message_counted else 1
+            if message and account.maxima.looked_at:
+                transaction.envelope = Envelope(request, account.maxima.looked_at)
             if charge(transaction, message, 1, now):
                 if not data_seen and self.history.kept:
                     self.history.decided(transaction, request, PASS, now)
@@ -238,22 +241,38 @@ class Policy:
         if transaction.recipients > recipients:
             transaction.keep_recipients(recipients)
         message = 0 if transaction.message_counted else 1
+        if message and (looked_at := transaction.account.maxima.looked_at):
+            transaction.envelope = Envelope(request, looked_at)
         recipients -= transaction.recipients
-        if charge(transaction, message, recipients, now):
-            return PASS
-        return self._charge_over(request, transaction, message, recipients, now)
+        answer = PASS
+        if not charge(transaction, message, recipients, now):
+            answer = self._charge_over(request, transaction, message, recipients, now)
+        if answer is PASS and not message and transaction.envelope is not None:
+            return self._settle(request, transaction, now)
+        return answer
 
     def _end_of_message(self, request: Request, transaction: Transaction, now: float) -> Verdict:
         if not transaction.data_asked:
             return self._data(request, transaction, now)
         locked = self._locked(transaction.account)
         goes_on = locked is None or (transaction.held is not None and locked.effect is Effect.HELD)
+        answer = locked if locked and not goes_on else PASS
+        if goes_on and transaction.envelope is not None:
+            answer = self._settle(request, transaction, now)
+            transaction.held = answer if answer.effect is Effect.HELD else transaction.held
         if self.history.kept:
-            self.history.decided(transaction, request, locked if locked and not goes_on else PASS, now)
-        if locked is None or goes_on:
+            self.history.decided(transaction, request, answer, now)
+        if answer is PASS:
             return PASS
-        transaction.give_back()
-        return self._tell(locked, transaction.account, request)
+        if answer.effect is not Effect.PASSED:
+            transaction.give_back()
+        return self._tell(answer, transaction.account, request)
+
+    def _settle(self, request: Request, transaction: Transaction, now: float) -> Verdict:
+        """Count the true size of a message that was counted before it was known, or return what that exceeds."""
+        if not transaction.message_counted:
+            return PASS
+        return self._said(charges.settle(transaction, size_of(request), now), request, transaction.account, now)
 
     def _locked(self, account: Account) -> Verdict | None:
         """Return the answer of the account's lock if that is in force; while all is observed, only a person's is."""
@@ -266,8 +285,15 @@ class Policy:
         self, request: Request, transaction: Transaction, messages: int, recipients: int, now: float
     ) -> Verdict:
         """Count an event that exceeds something if that lets it pass, or return what the limit that stops it says."""
-        stop, passing = charges.check(transaction, messages, recipients, now)
-        account = transaction.account
+        found = charges.check(transaction, messages, recipients, now)
+        answer = self._said(found, request, transaction.account, now)
+        if found.stop is None:
+            charges.count(transaction, messages, recipients, now, found.passing)
+        return answer
+
+    def _said(self, found: Check, request: Request, account: Account, now: float) -> Verdict:
+        """Return what is said of what was found; what is only observed is reported, and what locks does."""
+        stop, passing = found
         answer = PASS
         for exceeded in passing:
             if exceeded.limit.observe:
@@ -276,7 +302,6 @@ class Policy:
             elif answer is PASS:
                 answer = self._verdict(exceeded, account, now)
         if stop is None:
-            charges.count(transaction, messages, recipients, now, passing)
             return answer
         answer = self._verdict(stop, account, now)
         if stop.limit.lock_for is not None:
@@ -289,9 +314,9 @@ class Policy:
             {
                 "account": account.name,
                 "limit": limit.name,
-                "max": limit.max,
+                "max": limit.shown_max,
                 "per": limit.per,
-                "count": exceeded.reached,
+                "count": limit.shown(exceeded.reached),
                 "until": self.locks.until(exceeded, now),
             }
         )

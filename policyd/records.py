@@ -10,7 +10,7 @@ import json
 import math
 import struct
 from binascii import a2b_base64, b2a_base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from policyd.accounts import Account, Evidence, Lock
 from policyd.actions import Effect
 from policyd.allowances import Allowance
+from policyd.distinct import Distinct
 from policyd.limits import MAX_PERIOD
 from policyd.verdict import verdict
 
@@ -80,13 +81,20 @@ def account_record(account: Account, span: Span, now: float) -> AccountRecord:
     windows = []
     last = now
     limits, maxima = account.limits, account.maxima
-    for place, period, _, _ in (*maxima.messages, *maxima.recipients):
+    for place, period, _, _ in (*maxima.messages, *maxima.recipients, *maxima.bytes):
         window = account.windows[place]
         if window is not None and window.count(now, period):
             stamps, events = window.packed()
             last = max(last, window.latest + period)
             limit = limits[place]
             windows.append((limit.name, limit.count, b2a_base64(stamps, newline=False).decode(), events, span.offset))
+    distinct = []
+    for place, period, _, _ in maxima.distinct:
+        seen = account.windows[place]
+        if isinstance(seen, Distinct) and seen.count(now, period):
+            last = max(last, seen.latest + period)
+            packed = [b2a_base64(part, newline=False).decode() for part in seen.packed_values()]
+            distinct.append((limits[place].name, limits[place].count, *packed, span.offset))
     tallies = {name: tally for name, tally in zip(TALLIES, _tallies(account), strict=True) if tally}
     if tallies:
         last = max(last, now + MAX_PERIOD)
@@ -96,6 +104,8 @@ def account_record(account: Account, span: Span, now: float) -> AccountRecord:
         "clients": [(address.decode("latin-1"), span.wall(seen)) for address, seen in account.clients],
         "seen": account.seen,
     }
+    if distinct:
+        value["distinct"] = distinct
     return AccountRecord(account.name, _encoded(value), span.wall(last))
 
 
@@ -112,12 +122,24 @@ def restore_account(account: Account, text: str, span: Span, now: float) -> None
         if window is not None and runs is not None:
             latest = now + limit.slice
             window.put_before([min(span.boot(stamp), latest) for stamp in runs[0]], runs[1])
+    _restore_distinct(account, value.get("distinct", ()), span, now)
     for name, tally in value["tallies"].items():
         if name in TALLIES:
             setattr(account, name, getattr(account, name) + tally)
     stored_clients = [(address.encode("latin-1"), min(span.boot(seen), now)) for address, seen in value["clients"]]
     account.clients = (*stored_clients, *account.clients)
     account.seen = account.seen or value["seen"]
+
+
+def _restore_distinct(account: Account, stored: Sequence[Sequence[Any]], span: Span, now: float) -> None:
+    """Add the values that were stored; what this program does not count is left out."""
+    packed = {(name, count): rest for name, count, *rest in stored}
+    for limit, window in zip(account.limits, account.windows, strict=True):
+        found = packed.get((limit.name, limit.count))
+        if isinstance(window, Distinct) and found is not None:
+            values, *seen = found
+            stamps, _ = _runs(seen[0], None, seen[1])
+            window.put_values_before(a2b_base64(values), [min(span.boot(stamp), now) for stamp in stamps])
 
 
 def _runs(stamps: str | list[float], events: list[int] | None, offset: float = 0.0) -> tuple[list[float], list[int]]:

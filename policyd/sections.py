@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from policyd.actions import Action, parse_action
 from policyd.durations import parse_duration
@@ -16,22 +16,19 @@ from policyd.limits import (
     HOUSE_RULES,
     IDENTITY_ATTRIBUTES,
     MAX_PERIOD,
-    MIN_PER_MESSAGE,
     MIN_PERIOD,
     UNTIL_UNLOCKED,
     Count,
     Limit,
     Override,
 )
+from policyd.maxima import Kind, check_minimum, maximum, maximum_or_unlimited, wanted_of
 from policyd.yamlnodes import Value, clipped
 
 T = TypeVar("T")
 
 EndpointProblem = Callable[[str], "str | None"]
 """Tells what is wrong with an endpoint string; None: nothing."""
-
-MAX_MAX = 10**12
-"""The largest maximum; whoever means more means unlimited."""
 
 MAX_LOCK = 3660 * 86400.0
 """Seconds of the longest lock that ends by itself."""
@@ -46,9 +43,6 @@ MAX_REASON = 200
 
 MESSAGE = "message"
 """The `per` of a limit on a single message."""
-
-UNLIMITED = "unlimited"
-"""The maximum of an override that takes a limit away."""
 
 DEFAULT_ATTRIBUTES: tuple[str, ...] = ("sasl_username",)
 DEFAULT_LOWERCASE = True
@@ -68,13 +62,18 @@ MOST_HISTORY_ROWS = 1_000_000_000
 _ACCOUNT_KEYS = ("attributes", "lowercase")
 _LIMIT_KEYS = ("count", "per", "max", "action", "lock", "observe")
 _OVERRIDE_KEYS = ("accounts", "limits")
-_COUNTS: dict[str, Count] = {"messages": "messages", "recipients": "recipients"}
+_COUNTS: dict[str, Count] = {count: count for count in get_args(Count)}
+_NOT_PER_MESSAGE: dict[Count, str] = {
+    "messages": "a message counts as just 1 message",
+    "clients": "a message comes from just 1 client",
+    "senders": "a message has just 1 sender",
+    "bytes": "for one message there is Postfix's message_size_limit",
+}
+"""What is not limited in a single message, and why."""
 _LIMIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
-_COUNT = "messages or recipients"
+_COUNT = "messages, recipients, clients, senders or bytes"
 _PER = "message, or a duration from 1s to 31d such as 45s, 30m, 1h30m or 7d"
-_MAX = "a whole number above 0"
-_MAX_OR_UNLIMITED = f"{_MAX}, or unlimited"
 _ACTION = "an access(5) action such as 'REJECT 5.7.1 text'"
 _LOCK = "until-unlocked, a duration from 1s to 3660d such as 24h, or no"
 _ENDPOINT = "an endpoint string such as tcp:10045:interface=127.0.0.1"
@@ -230,10 +229,10 @@ def _attributes(value: Value) -> tuple[str, ...] | None:
     return _distinct(value, _ATTRIBUTES, attribute)
 
 
-def limits(value: Value | None) -> tuple[tuple[Limit, ...], dict[str, bool] | None]:
-    """Read the limits, and of each name whether it is per message; None in place of names that cannot be known."""
+def limits(value: Value | None) -> tuple[tuple[Limit, ...], dict[str, Kind] | None]:
+    """Read the limits, and of each name its kind; None in place of names that cannot be known."""
     if value is None:
-        return HOUSE_RULES, {limit.name: limit.period is None for limit in HOUSE_RULES}
+        return HOUSE_RULES, {limit.name: Kind(limit.count, limit.period is None) for limit in HOUSE_RULES}
     if value.is_empty:
         value.problem("empty: leave it out for the house rules, or write {} for no limits")
         return (), None
@@ -241,39 +240,39 @@ def limits(value: Value | None) -> tuple[tuple[Limit, ...], dict[str, bool] | No
     if entries is None:
         return (), None
     found = []
-    per_message = {}
+    kinds = {}
     for name, entry in entries.items():
         if not _LIMIT_NAME.fullmatch(name):
             entry.problems.note(
                 entry.key_line, entry.key, "want a name of at most 64 letters, digits, '.', '_' and '-'"
             )
-        limit, per_message[name] = _limit(name, entry)
+        limit, kinds[name] = _limit(name, entry)
         if limit:
             found.append(limit)
-    return tuple(found), per_message
+    return tuple(found), kinds
 
 
-def _limit(name: str, value: Value) -> tuple[Limit | None, bool]:
-    """Return a limit, and whether it is per message."""
+def _limit(name: str, value: Value) -> tuple[Limit | None, Kind]:
+    """Return a limit, and its kind."""
     fields = value.fields(_LIMIT_KEYS, f"a mapping with {', '.join(_LIMIT_KEYS[:4])}")
     if fields is None:
-        return None, False
+        return None, Kind()
     count: Count | None = _required(value, fields, "count", _COUNT, _count)
     per = _required(value, fields, "per", _PER, _per)
-    most = _required(value, fields, "max", _MAX, _max)
+    kind = Kind(count, per == (MESSAGE, None))
+    most = _required(value, fields, "max", wanted_of(kind), lambda given: maximum(given, kind))
     action = _required(value, fields, "action", _ACTION, _action)
     lock_for = optional(fields, "lock", _lock, None)
     observe = optional(fields, "observe", Value.truth, False)
-    per_message = per == (MESSAGE, None)
-    if per_message and count == "messages":
-        fields["per"].refuse("a duration such as 30m (a message counts as just 1 message)")
-    elif per_message and most is not None:
-        _check_minimum(fields["max"], most)
+    if kind.per_message and count in _NOT_PER_MESSAGE:
+        fields["per"].refuse(f"a duration such as 30m ({_NOT_PER_MESSAGE[count]})")
+    elif kind.per_message and most is not None:
+        check_minimum(fields["max"], most)
     if lock_for is not None and action and not action.stops:
         fields["lock"].problem(f"a lock must refuse or hold, and {action.word} lets the mail pass")
     if count is None or per is None or most is None or action is None:
-        return None, per_message
-    return Limit(name, count, *per, most, action, lock_for, observe), per_message
+        return None, kind
+    return Limit(name, count, *per, most, action, lock_for, observe), kind
 
 
 def _count(value: Value) -> Count | None:
@@ -326,29 +325,15 @@ def _action(value: Value) -> Action | None:
         return None
 
 
-def _max(value: Value, wanted: str = _MAX) -> int | None:
-    number = value.whole_number(wanted)
-    if number is not None and number < 1:
-        value.refuse(wanted)
-    elif number is not None and number > MAX_MAX:
-        value.refuse(f"a whole number of at most {MAX_MAX}")
-    return number
-
-
-def _check_minimum(value: Value, most: int) -> None:
-    if 0 < most < MIN_PER_MESSAGE:
-        value.refuse(f"at least {MIN_PER_MESSAGE} recipients per message (RFC 5321 4.5.3.1.8)")
-
-
-def overrides(value: Value, per_message: dict[str, bool] | None) -> tuple[Override, ...]:
-    """Read the overrides of limits of which `per_message` says whether they are; None: nothing is known of them."""
+def overrides(value: Value, kinds: dict[str, Kind] | None) -> tuple[Override, ...]:
+    """Read the overrides of limits of these kinds; None: nothing is known of them."""
     found = []
     for item in value.items("a list of overrides, each with accounts and limits") or ():
         fields = item.fields(_OVERRIDE_KEYS, "a mapping with accounts and limits")
         if fields is None:
             continue
         accounts = _required(item, fields, "accounts", _GLOBS, _globs)
-        maxima = _required(item, fields, "limits", _MAXIMA, lambda limits: _maxima(limits, per_message))
+        maxima = _required(item, fields, "limits", _MAXIMA, lambda limits: _maxima(limits, kinds))
         if accounts and maxima:
             found.append(Override(accounts, maxima))
     return tuple(found)
@@ -363,7 +348,7 @@ def _globs(value: Value) -> tuple[str, ...] | None:
     return tuple(item.text(_GLOB) or "" for item in items)
 
 
-def _maxima(value: Value, per_message: dict[str, bool] | None) -> tuple[tuple[str, int | None], ...] | None:
+def _maxima(value: Value, kinds: dict[str, Kind] | None) -> tuple[tuple[str, int | None], ...] | None:
     entries = value.entries(_MAXIMA)
     if entries is None:
         return None
@@ -371,10 +356,7 @@ def _maxima(value: Value, per_message: dict[str, bool] | None) -> tuple[tuple[st
         value.problem(f"want {_MAXIMA}, got an empty mapping")
     maxima = []
     for name, entry in entries.items():
-        if per_message is not None and name not in per_message:
-            entry.unknown("limit", name, per_message)
-        most = None if entry.written == UNLIMITED else _max(entry, _MAX_OR_UNLIMITED)
-        if most is not None and per_message and per_message.get(name):
-            _check_minimum(entry, most)
-        maxima.append((name, most))
+        if kinds is not None and name not in kinds:
+            entry.unknown("limit", name, kinds)
+        maxima.append((name, maximum_or_unlimited(entry, (kinds or {}).get(name, Kind()))))
     return tuple(maxima)

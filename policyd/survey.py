@@ -21,7 +21,7 @@ from policyd.policy import Policy
 from policyd.window import Window
 
 Json = dict[str, Any]
-Sort = Literal["messages", "recipients", "refused"]
+Sort = Literal["messages", "recipients", "clients", "senders", "bytes", "refused"]
 
 GLANCES = 200
 """Accounts in one piece that are glanced at: a few attributes of each."""
@@ -231,6 +231,7 @@ def limits_shown(account: Account, allowing: Allowing, now: float) -> list[Json]
     return [
         {
             "name": limit.name,
+            "counts": limit.count,
             "count": count,
             "max": limit.max,
             "per": limit.per,

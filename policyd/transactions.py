@@ -11,6 +11,7 @@ from collections import deque
 from typing import Any
 
 from policyd.accounts import Account
+from policyd.envelope import Envelope
 from policyd.verdict import PASS, Verdict
 from policyd.window import Window
 
@@ -71,6 +72,7 @@ class Transaction:
         "began",
         "connection",
         "data_asked",
+        "envelope",
         "held",
         "instance",
         "last",
@@ -94,6 +96,8 @@ class Transaction:
         self.recipients = 0
         """Recipients that were let through and stand."""
         self.message_counted = False
+        self.envelope: Envelope | None = None
+        """What the message has that a limit counts; None where none does, or the message has not been counted yet."""
         self.data_asked = False
         """Whether Postfix was told at DATA, or at END-OF-MESSAGE where DATA is not asked, to go on."""
         self.held: Verdict | None = None
@@ -144,6 +148,8 @@ class Transaction:
         for window, stamp in zip(self._windows, self._stamps, strict=True):
             window.give_back(stamp, 1)
         self._windows = self._stamps = ()
+        if self.envelope is not None:
+            self.envelope.give_back()
         self.message_counted = False
 
 

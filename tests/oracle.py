@@ -6,13 +6,32 @@ answer names the limit and the count that would have been reached.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
-from typing import Literal
+
+from policyd.limits import Count
 
 REMEMBERED = 300.0
 
 Asked = tuple[str, str, "int | None"]
 """A request's state, recipient and recipient_count."""
+
+SLICES = 60
+"""A window of bytes is so coarse."""
+
+
+@dataclass(frozen=True)
+class Letter:
+    """What else a request tells of its message."""
+
+    client: str = "192.0.2.7"
+    sender: str = "anna@example.com"
+    size: int = 0
+    """As declared, or at END-OF-MESSAGE as it is; 0: it is not told."""
+
+    def value(self, count: Count) -> str:
+        """Return the client, "" where none is told; or the sender, of which there always is one."""
+        return self.client if count == "clients" else f"<{self.sender}>"
 
 
 @dataclass(frozen=True)
@@ -20,7 +39,7 @@ class Bound:
     """A limit."""
 
     name: str
-    count: Literal["messages", "recipients"]
+    count: Count
     per: float | None
     """Seconds; None: in one message."""
     max: int
@@ -71,6 +90,8 @@ class Message:
     """Postfix was let through at DATA, or at END-OF-MESSAGE where it does not ask at DATA."""
     taken_back: int = 0
     held: Answer | None = None
+    letter: Letter = Letter()
+    """As it was when the message was counted."""
 
 
 @dataclass(eq=False)
@@ -79,6 +100,10 @@ class Entry:
 
     time: float
     message: Message
+    value: str = ""
+    """The client or the sender."""
+    events: int = 1
+    """Bytes, where they count."""
 
 
 @dataclass
@@ -105,8 +130,8 @@ class Oracle:
         self.at: dict[int, Message] = {}
         """The message that each connection is at."""
 
-    def ask(self, connection: int, user: str, instance: str, asked: Asked) -> str:
-        """Return the answer to a request: its state, its recipient, its recipient_count."""
+    def ask(self, connection: int, user: str, instance: str, asked: Asked, letter: Letter = Letter()) -> str:
+        """Return the answer to a request: its state, its recipient, its recipient_count, and what else it tells."""
         if asked[0] != "RCPT":
             self.data_seen = True
         known = self.messages.get((user, instance))
@@ -126,7 +151,7 @@ class Oracle:
         again = asked == message.asked and self.now - message.last < REMEMBERED and stands
         message.last = self.now
         if not again:
-            message.answer = self.judge(message, asked)
+            message.answer = self.judge(message, asked, letter)
             message.asked = asked
         return message.answer.text
 
@@ -177,12 +202,19 @@ class Oracle:
         """Return how many events lie in a limit's window."""
         if bound.per is None:
             return None
-        number = 0
+        inside = self.inside(user, bound)
+        if bound.count in ("clients", "senders"):
+            return len({entry.value for entry in inside})
+        return sum(entry.events for entry in inside)
+
+    def inside(self, user: str, bound: Bound) -> list[Entry]:
+        """Return the events that lie in a limit's window."""
+        inside = []
         for entry in reversed(self.window(user, bound.name)):
-            if self.now >= entry.time + bound.per:
+            if self.now >= entry.time + (bound.per or 0.0):
                 break
-            number += 1
-        return number
+            inside.append(entry)
+        return inside
 
     def counts(self, user: str) -> list[int | None]:
         """Return an account's counts."""
@@ -193,14 +225,77 @@ class Oracle:
         """Return all events that were ever counted against a limit and not given back."""
         return self.person(user).windows.setdefault(name, [])
 
-    def judge(self, message: Message, asked: Asked) -> Answer:
+    def judge(self, message: Message, asked: Asked, letter: Letter) -> Answer:
         """Return the answer to a request that was not asked before."""
         state, _, number = asked
+        if not message.counted:
+            message.letter = letter
         if state == "RCPT":
             return self.rcpt(message)
         if state == "END-OF-MESSAGE" and message.complete:
-            return self.after_data(message)
-        return self.whole(message, number)
+            answer = self.after_data(message)
+        else:
+            answer = self.whole(message, number)
+        if state == "END-OF-MESSAGE" and answer is DUNNO and message.counted:
+            answer = self.settle(message, letter.size)
+        return answer
+
+    def settle(self, message: Message, size: int) -> Answer:
+        """Put a message's true size in place of the declared one, if that is not too much."""
+        declared = message.letter.size
+        if not size or size == declared:
+            return DUNNO
+        more = []
+        warned: list[tuple[Bound, Answer]] = []
+        for bound in self.bounds:
+            if bound.count != "bytes":
+                continue
+            before = sum(entry.events for entry in self.window(message.user, bound.name) if entry.message is message)
+            reached = (self.count(message.user, bound) or 0) + size - before
+            if reached <= bound.max or size <= before:
+                more.append((bound, size - before))
+                continue
+            answer = Answer(f"{bound.word} {bound.name} {reached}")
+            if not bound.passes:
+                return self.stop_at_the_end(message, bound, answer, warned)
+            if before or not declared:
+                warned.append((bound, answer))
+        for bound, number in more:
+            self.put(message, bound, number)
+        message.letter = replace(message.letter, size=size)
+        return self.tell(message, self.warn(message, warned))
+
+    def stop_at_the_end(
+        self, message: Message, bound: Bound, answer: Answer, warned: list[tuple[Bound, Answer]]
+    ) -> Answer:
+        """Give a message back whose true size is too much."""
+        self.warn(message, warned)
+        if bound.locks_for is not None:
+            self.lock(message.user, answer.text, bound.locks_for)
+        self.give_back(message)
+        if answer.holds:
+            message.held = answer
+        return self.tell(message, answer)
+
+    def warn(self, message: Message, warned: list[tuple[Bound, Answer]]) -> Answer:
+        """Tally what is only observed, and return the first answer of the others."""
+        for bound, _ in warned:
+            if bound.observe:
+                self.tally(message.user, "observed")
+        return next((answer for bound, answer in warned if not bound.observe), DUNNO)
+
+    def put(self, message: Message, bound: Bound, number: int) -> None:
+        """Write down bytes, or take back the latest of a message."""
+        window = self.window(message.user, bound.name)
+        if number > 0 and bound.per:
+            length = bound.per / SLICES
+            time = max(self.now, math.ceil(self.now / length) * length)
+            window.append(Entry(time, message, events=number))
+            window.sort(key=lambda entry: entry.time)
+        for entry in [entry for entry in reversed(window) if entry.message is message and number < 0]:
+            taken = min(entry.events, -number)
+            entry.events -= taken
+            number += taken
 
     def rcpt(self, message: Message) -> Answer:
         """Judge one recipient; and, where DATA is not asked, the message."""
@@ -257,11 +352,22 @@ class Oracle:
 
     def would_reach(self, message: Message, bound: Bound, messages: int, recipients: int) -> int:
         """Return the count that more messages and recipients would make."""
-        more = recipients if bound.count == "recipients" else messages
+        more = self.more(message, bound, messages, recipients)
         if not more:
             return 0
         count = self.count(message.user, bound)
         return more + (message.recipients if count is None else count)
+
+    def more(self, message: Message, bound: Bound, messages: int, recipients: int) -> int:
+        """Return by how much the count of a limit would grow."""
+        if bound.count == "recipients":
+            return recipients
+        if bound.count == "messages" or not messages:
+            return messages
+        if bound.count == "bytes":
+            return message.letter.size
+        value = message.letter.value(bound.count)
+        return int(bool(value) and value not in {entry.value for entry in self.inside(message.user, bound)})
 
     def stopped(self, message: Message, messages: int, recipients: int) -> Bound | None:
         """Return the first limit that keeps messages and recipients back."""
@@ -283,9 +389,15 @@ class Oracle:
         """Write messages and recipients down in all windows that they do not exceed."""
         passing = self.passing(message, messages, recipients, None)
         for bound in self.bounds:
-            if bound.per is not None and bound not in passing:
-                more = recipients if bound.count == "recipients" else messages
+            if bound.per is None or bound in passing:
+                continue
+            if bound.count in ("recipients", "messages"):
+                more = self.more(message, bound, messages, recipients)
                 self.window(message.user, bound.name).extend(Entry(self.now, message) for _ in range(more))
+            elif messages and bound.count == "bytes":
+                self.put(message, bound, message.letter.size)
+            elif messages and (value := message.letter.value(bound.count)):
+                self.window(message.user, bound.name).append(Entry(self.now, message, value))
         message.recipients += recipients
         message.counted = message.counted or messages > 0
 
@@ -297,7 +409,8 @@ class Oracle:
     def give_back(self, message: Message) -> None:
         """Give back all that a message was counted for."""
         self.keep(message, 0)
-        self.strike("messages", message, 0)
+        for count in ("messages", "clients", "senders", "bytes"):
+            self.strike(count, message, 0)
         message.counted = False
 
     def strike(self, count: str, message: Message, number: int) -> None:

@@ -6,7 +6,8 @@ Smtpds send messages, give up, break off, resend and go on; clocks step, limits 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from policyd.limits import Count, Limit
 from tests.asking import Connection, Mail, limit, seeded
-from tests.oracle import Asked, Bound, Oracle
+from tests.oracle import Asked, Bound, Letter, Oracle
 
 USERS = ("anna", "bert", "cleo")
 HOOKS = (
@@ -27,14 +28,23 @@ HOOKS = (
     ("RCPT", "DATA", "END-OF-MESSAGE"),
 )
 PERIODS = (100.0, 40.0, 7.0)
+COUNTS: tuple[Count, ...] = get_args(Count)
+NUMBERED = COUNTS[:2]
+TIMES: dict[Count, int] = {"recipients": 3, "bytes": 100}
+"""How many times larger than others a maximum is."""
+
+CLIENTS = ("192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8::1", "")
+SENDERS = ("anna@example.com", "bert@example.com", "cleo@example.com", "")
+SIZES = (0, 0, 1, 50, 99, 100, 250)
 STEPS = (0.0, 0.125, 1.0, 2.5, 6.875, 7.0, 33.0, 40.0, 99.875, 100.0, 299.875, 300.0)
 
 
 def drawn_bounds(chance: random.Random) -> list[Bound]:
     """Return one to four limits."""
     bounds = []
+    counts = chance.choice((NUMBERED, NUMBERED, COUNTS, COUNTS[2:]))
     for number in range(chance.randint(1, 4)):
-        count: Count = "recipients" if chance.randrange(2) else "messages"
+        count = chance.choice(counts)
         per = chance.choice((*PERIODS, None)) if count == "recipients" else chance.choice(PERIODS)
         word = chance.choice(("REJECT", "REJECT", "REJECT", "HOLD", "WARN"))
         observe = not chance.randrange(8)
@@ -44,7 +54,7 @@ def drawn_bounds(chance: random.Random) -> list[Bound]:
                 f"{count}-{number}",
                 count,
                 per,
-                chance.randint(1, 5) * (3 if count == "recipients" else 1),
+                chance.randint(1, 5) * TIMES.get(count, 1),
                 word,
                 chance.choice((None, None, 50.0, float("inf"))) if may_lock else None,
                 observe,
@@ -73,6 +83,9 @@ class Smtpd:
     number: int = 0
     """The connection's, for the oracle."""
     let_through: int = 0
+    letter: Letter = field(default_factory=Letter)
+    size: int = 0
+    """What the message turns out to have."""
     sent: bool = False
     """The message has been let through; now it may be asked about at END-OF-MESSAGE."""
     last: Asked | None = None
@@ -205,10 +218,17 @@ class Play:
             self.connections += 1
             smtpd.connection, smtpd.number = self.mail.connection(smtpd.user), self.connections
         state, recipient, count = asked
+        letter = replace(smtpd.letter, size=smtpd.size) if state == "END-OF-MESSAGE" else smtpd.letter
         answer = smtpd.connection.ask(
-            instance=smtpd.instance, protocol_state=state, recipient=recipient, recipient_count=count
+            instance=smtpd.instance,
+            protocol_state=state,
+            recipient=recipient,
+            recipient_count=count,
+            client_address=letter.client,
+            sender=letter.sender,
+            size=letter.size,
         )
-        assert answer == self.oracle.ask(smtpd.number, smtpd.user, smtpd.instance, asked)
+        assert answer == self.oracle.ask(smtpd.number, smtpd.user, smtpd.instance, asked, letter)
         smtpd.last, smtpd.at = asked, self.mail.now
         smtpd.sent = smtpd.sent or (state != "RCPT" and not answer.startswith("REJECT"))
         self.hear()
@@ -236,6 +256,8 @@ class Play:
         elif not passed and not judged:
             self.log = [sent for sent in self.log if (sent.instance, sent.user) != (smtpd.instance, smtpd.user)]
         for bound in self.bounds:
+            if bound.count not in NUMBERED:
+                continue
             if bound.per is None or bound.passes or (bound.count == "recipients" and "RCPT" in self.hooks):
                 continue
             inside = [
@@ -257,6 +279,8 @@ class Play:
         """Go on to another message, perhaps somebody else's; nobody is asked yet."""
         smtpd.user = self.chance.choice(self.users)
         smtpd.instance = self.mail.new_instance()
+        smtpd.letter = self.letter()
+        smtpd.size = self.chance.choice(SIZES[1:])
         smtpd.let_through = 0
         smtpd.sent = False
         smtpd.last = None
@@ -265,7 +289,11 @@ class Play:
 
     def smtpd(self) -> Smtpd:
         """Start a process that is not connected yet."""
-        return Smtpd(self.chance.choice(self.users), self.mail.new_instance())
+        return Smtpd(self.chance.choice(self.users), self.mail.new_instance(), letter=self.letter())
+
+    def letter(self) -> Letter:
+        """Return what a message has."""
+        return Letter(self.chance.choice(CLIENTS), self.chance.choice(SENDERS), self.chance.choice(SIZES))
 
 
 @settings(max_examples=150, suppress_health_check=list(HealthCheck))

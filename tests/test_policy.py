@@ -532,7 +532,15 @@ def test_the_desk_sees_when_the_oldest_event_leaves() -> None:
     mail.now += 9.75
     mail.send()
     (shown,) = mail.account()["limits"]
-    assert shown == {"name": "messages", "count": 2, "max": 5, "per": "30m", "resets_in": 1790.25, "allowance": None}
+    assert shown == {
+        "name": "messages",
+        "counts": "messages",
+        "count": 2,
+        "max": 5,
+        "per": "30m",
+        "resets_in": 1790.25,
+        "allowance": None,
+    }
 
 
 def test_requests_and_answers_are_tallied() -> None:
