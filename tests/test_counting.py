@@ -39,10 +39,9 @@ SIZES = (0, 0, 1, 50, 99, 100, 250)
 STEPS = (0.0, 0.125, 1.0, 2.5, 6.875, 7.0, 33.0, 40.0, 99.875, 100.0, 299.875, 300.0)
 
 
-def drawn_bounds(chance: random.Random) -> list[Bound]:
+def drawn_bounds(chance: random.Random, counts: tuple[Count, ...]) -> list[Bound]:
     """Return one to four limits."""
     bounds = []
-    counts = chance.choice((NUMBERED, NUMBERED, COUNTS, COUNTS[2:]))
     for number in range(chance.randint(1, 4)):
         count = chance.choice(counts)
         per = chance.choice((*PERIODS, None)) if count == "recipients" else chance.choice(PERIODS)
@@ -108,11 +107,16 @@ class Sent:
 class Play:
     """A policy and an oracle that are asked the same, and a log of what went out."""
 
-    def __init__(self, chance: random.Random) -> None:
+    def __init__(
+        self,
+        chance: random.Random,
+        counts: tuple[Count, ...] = NUMBERED,
+        hooks: tuple[tuple[str, ...], ...] = HOOKS,
+    ) -> None:
         self.chance = chance
-        self.hooks = chance.choice(HOOKS)
+        self.hooks = chance.choice(hooks)
         self.data_seen = bool(chance.randrange(4))
-        self.bounds = drawn_bounds(chance)
+        self.bounds = drawn_bounds(chance, counts)
         self.mail = Mail(*map(as_limit, self.bounds), data_seen=self.data_seen)
         self.oracle = Oracle(self.bounds, data_seen=self.data_seen)
         self.oracle.now = self.mail.now
@@ -310,6 +314,26 @@ def test_answers_and_counts_are_those_of_lists_for_long(seed: int) -> None:
     """The same over thousands of events, with the same smtpds, accounts and limits."""
     play = Play(seeded(seed))
     for _ in range(3000):
+        play.go_on()
+
+
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
+@given(st.randoms(use_true_random=False), st.sampled_from((COUNTS, COUNTS[2:], ("bytes",))), st.integers(1, 60))
+def test_clients_senders_and_bytes_are_those_of_lists(
+    chance: random.Random, counts: tuple[Count, ...], length: int
+) -> None:
+    """The same where messages are looked at: for the client, the sender, the size as declared and as it is."""
+    play = Play(chance, counts)
+    for _ in range(length):
+        play.go_on()
+
+
+@pytest.mark.parametrize("counts", [COUNTS, COUNTS[2:], ("bytes",), ("bytes", "messages")])
+@pytest.mark.parametrize("seed", range(8))
+def test_clients_senders_and_bytes_are_those_of_lists_for_long(seed: int, counts: tuple[Count, ...]) -> None:
+    """The same over thousands of events, mostly where END-OF-MESSAGE is asked, too."""
+    play = Play(seeded(seed), counts, HOOKS if not seed else HOOKS[2:3] + HOOKS[4:])
+    for _ in range(2000):
         play.go_on()
 
 
