@@ -30,10 +30,23 @@ def test_the_shipped_config_says_what_holds_without_one() -> None:
     assert read_config(SHIPPED) == Config()
 
 
+def test_maxima_of_bytes_may_be_sizes() -> None:
+    """A k is 1024 bytes; a plain number is of bytes, and of an override, too."""
+    for most, bytes_ in (("500M", 500 * 1024**2), ("10k", 10240), ("2G", 2 * 1024**3), ("'1t'", 1024**4), (4096, 4096)):
+        config = parse(
+            f"limits:\n  foo: {{count: bytes, per: 1d, max: {most}, action: HOLD}}\n"
+            f"overrides:\n"
+            f"  - {{accounts: [a], limits: {{foo: {most}}}}}\n"
+            f"  - {{accounts: [b], limits: {{foo: unlimited}}}}\n"
+        )
+        assert config.limits[0].max == bytes_
+        assert [override.maxima for override in config.overrides] == [(("foo", bytes_),), (("foo", None),)]
+
+
 def test_the_commented_examples_of_the_shipped_config_can_be_used() -> None:
     """Whoever takes away the `# ` of an example has a config that works."""
     lines = SHIPPED.read_text().splitlines()
-    start = lines.index("overrides:")
+    start = next(place for place, line in enumerate(lines) if line.startswith("  # # "))
     text = "\n".join([*lines[:start], *(line.replace("  # ", "  ", 1) for line in lines[start:])])
     for name in (
         "control",
@@ -58,6 +71,11 @@ def test_the_commented_examples_of_the_shipped_config_can_be_used() -> None:
         "tcp:10045:interface=127.0.0.1",
         "unix:/var/spool/postfix/policyd/policy.sock:mode=660",
     )
+    assert [(limit.name, limit.count, limit.per, limit.max) for limit in config.limits[2:]] == [
+        ("clients-per-hour", "clients", "1h", 20),
+        ("senders-per-hour", "senders", "1h", 10),
+        ("bytes-per-day", "bytes", "1d", 1024**3),
+    ]
     assert config.overrides == (
         Override(
             ("news@example.com", "*@lists.example.com"),

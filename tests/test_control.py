@@ -41,9 +41,9 @@ STATUS = {
 }
 ACCOUNT = {"account", "seen", "lock", "limits", "refused", "held", "attempts_while_locked"}
 BESIDES = {"warned", "observed", "clients", "evidence"}
-LOCK = {"since", "until", "limit", "count", "by", "reason", "action"}
+LOCK = {"since", "until", "limit", "counts", "count", "by", "reason", "action"}
 NOTHING = {"resets_in": None, "allowance": None}
-LIMIT = {"name", "count", "max", "per", "resets_in", "allowance"}
+LIMIT = {"name", "counts", "count", "max", "per", "resets_in", "allowance"}
 
 
 class Control(http.client.HTTPConnection):
@@ -158,8 +158,22 @@ def test_an_account_has_its_documented_shape(daemon: Policyd) -> None:
     assert set(status) == ACCOUNT | BESIDES
     message, window = status.pop("limits")
     assert 1700 < window.pop("resets_in") <= 1800
-    assert window == {"name": "messages", "count": 1, "max": 3, "per": "30m", "allowance": None}
-    assert message == {"name": "recipients-per-message", "count": None, "max": 100, "per": "message", **NOTHING}
+    assert window == {
+        "name": "messages",
+        "counts": "messages",
+        "count": 1,
+        "max": 3,
+        "per": "30m",
+        "allowance": None,
+    }
+    assert message == {
+        "name": "recipients-per-message",
+        "counts": "recipients",
+        "count": None,
+        "max": 100,
+        "per": "message",
+        **NOTHING,
+    }
     (client,) = status.pop("clients")
     assert set(client) == {"address", "last"}
     assert client["address"] == "192.0.2.7"
@@ -203,6 +217,7 @@ def test_a_lock_by_a_limit_has_its_documented_shape(daemon: Policyd) -> None:
     assert lock == {
         "until": None,
         "limit": "messages",
+        "counts": "messages",
         "count": 4,
         "by": "policyd",
         "reason": "more than 3 messages in 30m",
@@ -248,6 +263,7 @@ def test_a_lock_by_hand_is_in_force_at_once(daemon: Policyd) -> None:
         "account": "hand@example.com",
         "until": None,
         "limit": None,
+        "counts": None,
         "count": None,
         "by": CALLER,
         "reason": "phished",
@@ -427,7 +443,10 @@ def test_a_lock_that_would_outlive_the_calendar_is_refused(daemon: Policyd, dura
     [
         *((f"n={n}", "n: want a number from 0 to 100000") for n in ("-1", "x", "nan", "inf", "100001", "")[:5]),
         *((f"over={n}", "over: want a number from 0 to 1e+06") for n in ("x", "-1", "nan", "80%25")),
-        *((f"sort={word}", "sort: want one of messages, recipients, refused") for word in ("name", "Messages")),
+        *(
+            (f"sort={word}", "sort: want one of messages, recipients, clients, senders, bytes, refused")
+            for word in ("name", "Messages")
+        ),
     ],
 )
 def test_a_wrong_question_is_refused_in_words(daemon: Policyd, query: str, error: str) -> None:

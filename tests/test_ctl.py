@@ -295,7 +295,10 @@ def test_starting_loads_nothing_slow() -> None:
     output = subprocess.run(command, env=environment(), cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True)
     loaded = output.stdout.split()
     ours = {name for name in loaded if name.partition(".")[0] == "policyd"}
-    rooms = ("ctl", "ctl_allow", "ctl_client", "ctl_commands", "ctl_history", "ctl_text", "durations", "paths")
+    rooms = (
+        *("ctl", "ctl_allow", "ctl_client", "ctl_commands", "ctl_history", "ctl_text"),
+        *("durations", "paths", "sizes"),
+    )
     assert ours == {"policyd", *(f"policyd.{room}" for room in rooms)}
     others = {name.partition(".")[0] for name in loaded} - {"policyd"}
     assert others <= sys.stdlib_module_names

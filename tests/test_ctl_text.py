@@ -336,3 +336,26 @@ def test_a_time_without_offset_is_not_guessed() -> None:
     """A time that does not say its zone is refused rather than shown an hour wrong."""
     with pytest.raises(ValueError, match="want a time with its offset"):
         ctl_text.lock_made({**BY_HAND, "until": "2026-11-23T12:00:00"}, PIPE)
+
+
+BYTES: dict[str, Any] = {
+    **HALF_HOUR,
+    "name": "bytes-per-day",
+    "counts": "bytes",
+    "count": 3_355_443,
+    "max": 524_288_000,
+}
+
+
+def test_bytes_are_told_as_sizes() -> None:
+    """Nobody counts the digits of a number of bytes."""
+    limits = [{**BYTES, "per": "1d"}, {**BYTES, "name": "free", "max": None}]
+    lock = {**BY_LIMIT, "limit": "bytes-per-day", "counts": "bytes", "count": 524_400_000, "reason": "more"}
+    lines = ctl_text.account({**ANNA, "lock": lock, "limits": limits}, PIPE)
+    assert "  by         policyd, limit bytes-per-day at 500.1M" in lines
+    assert "  bytes-per-day  3.1M of 500M in 1d      0%  oldest leaves in 12 min" in lines
+    assert "  free           3.1M in 30m, unlimited      oldest leaves in 12 min" in lines
+    title, row = ctl_text.accounts([{**ANNA, "locked": True, "limits": limits}], None, PIPE)
+    assert title.split() == ["account", "state", "bytes-per-day", "free", "refused", "held"]
+    assert row.split() == ["anna@example.com", "LOCKED", "3.1M/500M", "0%", "3.1M", "(unlimited)", "1", "0"]
+    assert " 500.1M  bytes-per-day" in ctl_text.locked([lock], PIPE)[1]

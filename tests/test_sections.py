@@ -24,6 +24,7 @@ ATTRIBUTES = (
 NAME = "want a name of at most 64 letters, digits, '.', '_' and '-'"
 RFC_5321 = "want at least 100 recipients per message (RFC 5321 4.5.3.1.8)"
 HALF_HOUR = "messages-per-half-hour"
+SIZE = "want a size above 0 such as 500M or 2G"
 MAXIMUM = "want a whole number above 0, or unlimited"
 BAD_KEY = "want a key that is text, in quotes if need be"
 
@@ -119,15 +120,15 @@ LIMITS: Rows = [
     (
         "limits: {foo: {}}",
         [
-            "1: limits.foo.count: missing, want messages or recipients",
+            "1: limits.foo.count: missing, want messages, recipients, clients, senders or bytes",
             f"1: limits.foo.per: missing, {PER}",
             "1: limits.foo.max: missing, want a whole number above 0",
             "1: limits.foo.action: missing, want an access(5) action such as 'REJECT 5.7.1 text'",
         ],
     ),
-    (limit(count="mails"), "3: limits.foo.count: want messages or recipients, got 'mails'"),
-    (limit(count=None), "2: limits.foo.count: missing, want messages or recipients"),
-    (limit(count=""), "3: limits.foo.count: want messages or recipients, got nothing"),
+    (limit(count="mails"), "3: limits.foo.count: want messages, recipients, clients, senders or bytes, got 'mails'"),
+    (limit(count=None), "2: limits.foo.count: missing, want messages, recipients, clients, senders or bytes"),
+    (limit(count=""), "3: limits.foo.count: want messages, recipients, clients, senders or bytes, got nothing"),
     (limit(per=None), f"2: limits.foo.per: missing, {PER}"),
     (limit(per="1800"), f"4: limits.foo.per: {PER}, got 1800"),
     (limit(per="1:30"), f"4: limits.foo.per: {PER}, got 1:30"),
@@ -213,10 +214,46 @@ LIMITS: Rows = [
         limit(RECIPIENTS, count="messages", max=5),
         "4: limits.foo.per: want a duration such as 30m (a message counts as just 1 message), got 'message'",
     ),
+    (limit(count="clients", max=1001), "5: limits.foo.max: want a whole number of at most 1000 clients, got 1001"),
+    (limit(count="senders", max=1001), "5: limits.foo.max: want a whole number of at most 1000 senders, got 1001"),
+    (limit(count="clients", max="5k"), "5: limits.foo.max: want a whole number above 0, got '5k'"),
+    (limit(max="5k"), "5: limits.foo.max: want a whole number above 0, got '5k'"),
+    (
+        limit(count="clients", per="message"),
+        "4: limits.foo.per: want a duration such as 30m (a message comes from just 1 client), got 'message'",
+    ),
+    (
+        limit(count="senders", per="message"),
+        "4: limits.foo.per: want a duration such as 30m (a message has just 1 sender), got 'message'",
+    ),
+    (
+        limit(count="bytes", per="message"),
+        "4: limits.foo.per: want a duration such as 30m (for one message there is Postfix's message_size_limit), "
+        "got 'message'",
+    ),
+    *(
+        (limit(count="bytes", max=most), f"5: limits.foo.max: {SIZE}, got {shown}")
+        for most, shown in (("0", "0"), ("0k", "'0k'"), ("500MB", "'500MB'"), ("1.5G", "'1.5G'"), ("-5", "-5"))
+    ),
+    (limit(count="bytes", max=None), f"2: limits.foo.max: missing, {SIZE}"),
+    (limit(count="bytes", max="1025T"), "5: limits.foo.max: want a size of at most 1024T, got '1025T'"),
+    (limit(count="bytes", max=""), f"5: limits.foo.max: {SIZE}, got nothing"),
+    (
+        limit(count="byte", max="500M"),
+        "3: limits.foo.count: want messages, recipients, clients, senders or bytes, got 'byte'",
+    ),
     (f"limits:\n  foo: {GOOD}\n  bar: {GOOD}\n  foo: {{}}\n", "4: limits.foo: duplicate key, first on line 2"),
 ]
 
 OVERRIDES: Rows = [
+    (
+        limit(count="bytes", max="5G") + override("{accounts: [a], limits: {foo: lots}}"),
+        f"8: overrides[0].limits.foo: {SIZE}, or unlimited, got 'lots'",
+    ),
+    (
+        limit(count="senders", max=5) + override("{accounts: [a], limits: {foo: 1001}}"),
+        "8: overrides[0].limits.foo: want a whole number of at most 1000 senders, got 1001",
+    ),
     ("overrides: {}", "1: overrides: want a list of overrides, each with accounts and limits, got a mapping"),
     ("overrides: x", "1: overrides: want a list of overrides, each with accounts and limits, got 'x'"),
     ("overrides: [x]", "1: overrides[0]: want a mapping with accounts and limits, got 'x'"),
@@ -352,7 +389,7 @@ def test_every_problem_is_told_in_the_order_of_the_lines() -> None:
     assert problems(text) == [
         "1: overrides: want a list of overrides, each with accounts and limits, got 'x'",
         "2: observe: want true or false, got 'perhaps'",
-        "4: limits.foo.count: missing, want messages or recipients",
+        "4: limits.foo.count: missing, want messages, recipients, clients, senders or bytes",
         "5: limits.foo.cuont: unknown key, did you mean 'count'?",
         f"6: limits.foo.per: {PER}, got 1800",
         "7: limits.foo.max: want a whole number above 0, got 1.5",
