@@ -145,7 +145,10 @@ def _restore_distinct(account: Account, stored: Sequence[Sequence[Any]], span: S
 def _runs(stamps: str | list[float], events: list[int] | None, offset: float = 0.0) -> tuple[list[float], list[int]]:
     """Return time stamps by the wall clock, and the number of events of each; before schema 2 they were so stored."""
     if isinstance(stamps, str):
-        stamps = [stamp + offset for (stamp,) in _STAMP.iter_unpack(a2b_base64(stamps))]
+        packed = a2b_base64(stamps)
+        if len(packed) % _STAMP.size:
+            raise ValueError(f"{len(packed)} bytes of time stamps")
+        stamps = [stamp + offset for (stamp,) in _STAMP.iter_unpack(packed)]
     return stamps, [1] * len(stamps) if events is None else events
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from policyd.actions import MAX_ACTION
 from policyd.desk import Desk
+from policyd.distinct import DIGEST, MAX_VALUES, Distinct
 from policyd.limits import UNTIL_UNLOCKED, Rules
 from policyd.log import EventLog
 from policyd.policy import Policy
@@ -74,6 +75,7 @@ NUMBERS = [
     b"\xb2",
     b"x",
 ]
+CLIENTS = [b"", b"unknown", b"::1%lo", b"2001:db8::%", *(b"192.0.2.%d" % number for number in range(5))]
 BYTES = [b"\n", b"\n\n", b"=", b"\0", b"\r\n", b" ", b"\xff", b"request=", b"\nsasl_username=", b"\ninstance="]
 
 RULES: Sequence[Callable[[], Rules]] = (
@@ -98,6 +100,16 @@ RULES: Sequence[Callable[[], Rules]] = (
     ),
     lambda: Rules(
         (limit("messages", 1, "1s", "DISCARD"), limit("recipients", 3, "31d", "DEFER {limit}")), observe=True
+    ),
+    lambda: Rules(
+        (
+            limit("clients", 2, "1h", "REJECT {account} {max} {count}", lock="1m"),
+            limit("senders", 3, "10m", "HOLD {until}"),
+            limit("bytes", 5000, "1h", "452 4.3.1 {count} of {max}"),
+            limit("bytes", 2000, "1m", name="tried", observe=True),
+            limit("messages", 50, "1h"),
+        ),
+        (override(["user1@*"], clients=None, bytes=None),),
     ),
 )
 
@@ -140,6 +152,9 @@ class Mutations:
             b"sasl_username": user,
             b"instance": b"%x.%d" % (self._number - chance.randrange(3), chance.randrange(2)),
             b"recipient": b"r%d@remote.example" % chance.randrange(5),
+            b"client_address": chance.choice(CLIENTS),
+            b"sender": b"s%d@example.com" % chance.randrange(9),
+            b"size": chance.choice(NUMBERS),
             b"recipient_count": chance.choice(NUMBERS[:8]) if chance.random() < 0.98 else chance.choice(NUMBERS),
         }
         for name in chance.sample(sorted(values), chance.randrange(len(values) + 1)):
@@ -363,6 +378,11 @@ def check_window(window: Window) -> None:
     assert window._total == sum(counts) >= 0, "a window's total is not that of its runs"
     assert all(number > 0 for number in counts)
     assert stamps == sorted(set(stamps))
+    if isinstance(window, Distinct):
+        latest = Counter(sightings[-1] for sightings in window._values.values())
+        assert latest == Counter(dict(zip(stamps, counts, strict=True))), "each value is counted once, when seen last"
+        assert len(window._values) <= MAX_VALUES
+        assert all(len(value) == DIGEST for value in window._values)
 
 
 def check_receipt(receipt: Receipt) -> None:
@@ -378,6 +398,8 @@ def charges(transaction: Transaction) -> Iterator[tuple[Window, float, int]]:
             yield receipt.window, stamp, events
     for window, stamp in zip(transaction._windows, transaction._stamps, strict=True):
         yield window, stamp, 1
+    if transaction.envelope is not None:
+        yield from transaction.envelope._sizes
 
 
 def resident() -> int:

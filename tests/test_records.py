@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from policyd.accounts import Account, Lock
 from policyd.actions import Effect
-from policyd.limits import UNTIL_UNLOCKED, Limit, Rules
+from policyd.distinct import Distinct, digest
+from policyd.limits import UNTIL_UNLOCKED, Count, Limit, Rules
 from policyd.records import TALLIES, Span, account_record, lock_record, restore_account, restore_lock
 from policyd.verdict import verdict
 from tests.asking import limit
@@ -23,6 +25,7 @@ NAME = "anna@example.com"
 HALF_HOUR = limit("messages", 500, "30m", name="half-hour")
 DAY = limit("recipients", 10_000, "1d", name="day")
 MESSAGE = limit("recipients", 100, "message", name="message")
+CLIENTS = limit("clients", 20, "1h")
 LIMITS = (MESSAGE, HALF_HOUR, DAY)
 
 SPAN = Span(AHEAD)
@@ -30,9 +33,7 @@ SPAN = Span(AHEAD)
 events = st.lists(st.tuples(st.floats(0.0, 90_000.0), st.integers(1, 9)), max_size=30)
 maxima = st.sampled_from([None, 1, 500, 1000, 1001, 100_000])
 periods = st.sampled_from(["message", "1s", "30m", "1h", "1d", "31d"])
-any_limit = st.builds(
-    limit, st.sampled_from(["messages", "recipients"]), maxima, periods, name=st.sampled_from(["a", "b", "c"])
-)
+any_limit = st.builds(limit, st.sampled_from(get_args(Count)), maxima, periods, name=st.sampled_from(["a", "b", "c"]))
 limits = st.lists(any_limit, min_size=1, max_size=3, unique_by=lambda one: one.name).map(tuple)
 
 
@@ -46,7 +47,10 @@ def send(sender: Account, at: float, number: int = 1) -> None:
     for one, window in zip(sender.limits, sender.windows, strict=True):
         if window is not None:
             window.count(at, one.period or 0.0)
-            window.add(at, number, one.slice)
+            if isinstance(window, Distinct):
+                window.see(digest(b"%d" % number), at)
+            else:
+                window.add(at, number, one.slice)
 
 
 def counts(sender: Account, now: float) -> list[int | None]:
@@ -114,7 +118,7 @@ def test_a_record_is_json_of_plain_characters(of: tuple[Limit, ...], sent: list[
     sender.note_client(bytes(range(256)), NOW)
     text = account_record(sender, SPAN, NOW + 90_000.0).text
     assert text.isascii()
-    assert set(json.loads(text)) == {"windows", "tallies", "clients", "seen"}
+    assert set(json.loads(text)) - {"distinct"} == {"windows", "tallies", "clients", "seen"}
 
 
 @given(limits, events, limits)
@@ -198,6 +202,55 @@ def test_a_record_of_schema_1_is_read() -> None:
     restore_account(found, text, SPAN, NOW)
     assert counts(found, NOW) == [None, 1, 5]
     assert (found.refused, found.seen) == (2, True)
+
+
+def test_values_come_back_as_the_same_values() -> None:
+    """A client that was seen before the restart is no new one after it, and leaves when it would have left."""
+    sender = account(CLIENTS)
+    send(sender, NOW, 1)
+    send(sender, NOW + 10, 2)
+    send(sender, NOW + 20, 1)
+    found = brought_back(sender, CLIENTS, now=NOW + 30, then=NOW + 30)
+    (window,) = found.windows
+    assert isinstance(window, Distinct)
+    assert [window.holds(digest(b"%d" % number), NOW + 30, 3600.0) for number in (1, 2, 3)] == [True, True, False]
+    window.see(digest(b"2"), NOW + 40)
+    assert counts(found, NOW + 3619) == [2]
+    assert counts(found, NOW + 3621) == [1]
+    assert account_record(sender, SPAN, NOW + 30).keep_until == SPAN.wall(NOW + 3620)
+
+
+def test_a_value_stored_ahead_of_the_clock_was_seen_now() -> None:
+    """A clock that was wrong lets no client stay for longer than the window."""
+    sender = account(CLIENTS)
+    send(sender, NOW, 1)
+    found = brought_back(sender, CLIENTS, now=50.0, span=Span(AHEAD + NOW - 86_400))
+    assert counts(found, 50.0 + 3599) == [1]
+    assert counts(found, 50.0 + 3600) == [0]
+
+
+def test_a_record_without_values_is_read() -> None:
+    """One that was written before clients were counted; and one that has what nobody counts any more."""
+    text = account_record(account(HALF_HOUR), SPAN, NOW).text
+    assert "distinct" not in json.loads(text)
+    found = account(CLIENTS)
+    restore_account(found, text, SPAN, NOW)
+    assert counts(found, NOW) == [0]
+    sender = account(CLIENTS)
+    send(sender, NOW, 1)
+    assert counts(brought_back(sender, HALF_HOUR), NOW) == [0]
+    later = json.dumps({**json.loads(text), "distinct": [["clients", "colours", "AAAA", "AAAA", 0.0, "x"]], "more": 5})
+    restore_account(found, later, SPAN, NOW)
+    assert counts(found, NOW) == [0]
+
+
+@pytest.mark.parametrize("rest", [[], ["AAAA"], ["AAAA", "AAAA", 0.0], ["AAAA", "", 0.0], [5, 5, 5], [None, None, 0.0]])
+def test_values_that_cannot_have_been_stored_are_an_error(rest: list[object]) -> None:
+    """The storage sets such a record aside, and goes on."""
+    text = account_record(account(CLIENTS), SPAN, NOW).text
+    broken = json.dumps({**json.loads(text), "distinct": [["clients", "clients", *rest]]})
+    with pytest.raises((ValueError, LookupError, TypeError, AttributeError)):
+        restore_account(account(CLIENTS), broken, SPAN, NOW)
 
 
 def test_a_client_seen_ahead_of_the_clock_was_seen_now() -> None:
