@@ -197,6 +197,8 @@ class Rules:
         self.observe = observe
         """Locks that limits have made are not in force."""
         known = limits if isinstance(limits, Limits) else Limits(limits)
+        self.count_bytes = bool(known.maxima.bytes)
+        """Whether there is a limit of bytes."""
         self._default = (len(overrides), known)
         self._by_name: dict[str, tuple[int, Limits]] = {}
         """For accounts that overrides name in full: the first such override's place, and the limits."""

@@ -23,6 +23,7 @@ from policyd.verdict import PASS, Verdict, verdict
 from policyd.wire import QUEUE_ID, Request
 
 NO_DATA_SEEN = "no DATA requests seen: messages are counted at RCPT"
+NO_SIZE_SEEN = "no END-OF-MESSAGE requests seen: bytes are counted as clients declare them, if they do"
 
 Judge = Callable[[Request, Transaction, float], Verdict]
 
@@ -110,7 +111,11 @@ class Policy:
 
     def problems(self) -> list[str]:
         """Return what a person should know of the way the requests come in."""
-        return [NO_DATA_SEEN] if self.tally.requests["RCPT"] and not self.tally.data_seen else []
+        tally = self.tally
+        problems = [NO_DATA_SEEN] if tally.requests["RCPT"] and not tally.data_seen else []
+        if self.accounts.rules.count_bytes and tally.requests["DATA"] and "END-OF-MESSAGE" not in tally.hooks:
+            problems.append(NO_SIZE_SEEN)
+        return problems
 
     def _saw_first(self, state: str) -> None:
         """Note one of the HOOKS that was never seen, and tell when it changes what messages are counted at."""

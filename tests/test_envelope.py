@@ -350,6 +350,19 @@ def test_a_size_that_is_no_number_counts_nothing(size: str) -> None:
     assert mail.count() == 0
 
 
+def test_it_is_told_that_true_sizes_are_not_known() -> None:
+    """The desk sees that a hook is missing, where bytes are counted, until it is asked at that hook."""
+    problem = "no END-OF-MESSAGE requests seen: bytes are counted as clients declare them, if they do"
+    mail = Mail(limit("bytes", 1000, "1h"))
+    send(mail)
+    assert mail.desk.status(mail.now)["problems"] == [problem]
+    mail.reload(limit("messages", 9))
+    assert mail.desk.status(mail.now)["problems"] == []
+    mail.reload(limit("bytes", 1000, "1h"))
+    eom(mail.connection(), 10)
+    assert mail.desk.status(mail.now)["problems"] == []
+
+
 def test_bytes_leave_with_their_slice() -> None:
     """A message counts for the window, and up to a sixtieth of it longer; memory is that of the slices."""
     mail = Mail(limit("bytes", 10**9, "1h"))
