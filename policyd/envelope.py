@@ -15,8 +15,8 @@ from policyd.limits import Count, Limit, client_network
 from policyd.window import Window
 from policyd.wire import Request, key
 
-MAX_DIGITS = 15
-"""Those of the largest size that is believed: nobody sends a petabyte."""
+MAX_DIGITS = 18
+"""Those of the largest size that is believed: a thousand times what can be a maximum."""
 
 _SENDER = key("sender")
 _SIZE = key("size")

@@ -368,3 +368,40 @@ def test_coarse_windows_never_let_too_many_through_and_hardly_refuse_too_early(
         count = mail.count()
         assert count is not None
         assert inside <= count <= stretched
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from((60.0, 1800.0, 86_400.0)),
+    st.sampled_from((5, 100, 1000, 5000, 10**9, 2**50)),
+)
+def test_never_more_bytes_pass_than_the_maximum_and_hardly_any_are_refused_too_early(
+    seed: int, period: float, maximum: int
+) -> None:
+    """Of bytes never more pass in W, declared or true, and none are refused while they would fit into W*61/60."""
+    chance = seeded(seed)
+    mail = Mail(limit("bytes", maximum, f"{period:.0f}s"))
+    connection = mail.connection()
+    accepted: list[tuple[float, int]] = []
+    for _ in range(300):
+        mail.now += period * chance.choice((0.0, 0.0, 0.001, 1 / 128, 1 / 60, 1 / 32, 0.25, 59 / 64, 1.0))
+        declared, size = (chance.choice((0, 1, maximum // 7, maximum // 2, maximum)) for _ in range(2))
+        size = size or 1
+        connection.rset()
+        answers = [connection.ask(protocol_state="DATA", size=declared, recipient_count=1)]
+        if answers == ["DUNNO"]:
+            answers.append(connection.ask(protocol_state="END-OF-MESSAGE", size=size, recipient_count=1))
+        inside, stretched = (
+            sum(bytes_ for time, bytes_ in accepted if mail.now - time < length)
+            for length in (period, period * 61 / 60 + 1e-6)
+        )
+        if answers[-1] == "DUNNO":
+            accepted.append((mail.now, size))
+            assert inside + size <= maximum
+        else:
+            assert stretched + (size if len(answers) == 2 else declared) > maximum
+        (account,) = [found for portion in mail.policy.accounts.portions() for found in portion]
+        (window,) = account.windows
+        assert window is not None
+        assert len(window.runs()[0]) <= 62 + 1

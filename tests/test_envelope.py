@@ -342,7 +342,7 @@ def test_end_of_message_that_comes_twice_counts_once() -> None:
     assert mail.count() == 600
 
 
-@pytest.mark.parametrize("size", ["", "-5", "1e9", "9" * 16, "0x10", "५", " 5", "5 "])
+@pytest.mark.parametrize("size", ["", "-5", "1e9", "9" * 19, "0x10", "५", " 5", "5 "])
 def test_a_size_that_is_no_number_counts_nothing(size: str) -> None:
     """Postfix sends no such thing; whoever does has the mail that it declares nothing for."""
     mail = Mail(limit("bytes", 1000, "1h"))
