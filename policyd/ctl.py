@@ -38,10 +38,11 @@ examples:
   policyctl history anna@example.com --since 2h     what has Anna sent?
   policyctl queue anna@example.com          what of it waits in Postfix's queue?
   policyctl locked --json | jq -r '.[].account'
+  policyctl doctor                          does Postfix ask as it should?
 
 exit status:
   0  done
-  1  the daemon said no, and why
+  1  the daemon said no, and why; doctor has found faults
   2  the command was not understood
   3  the daemon is not running, does not answer, or its socket is closed to you
 

@@ -6,6 +6,7 @@ A command that is one question to the daemon has a `question` and a `text`; one 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 from collections.abc import Callable
@@ -103,6 +104,14 @@ def _top(args: argparse.Namespace, asked: Ask, _screen: Screen) -> Told:
     from policyd import ctl_top  # noqa: PLC0415 -- it needs threads and terminals, which take time to load
 
     return ctl_top.run(args, asked)
+
+
+def _doctor(args: argparse.Namespace, asked: Ask, _screen: Screen) -> Told:
+    from policyd import ctl_doctor  # noqa: PLC0415 -- no other command needs what it loads
+
+    value = ctl_doctor.examine(args, asked)
+    lines = [json.dumps(value, indent=2)] if args.json else ctl_doctor.text(value)
+    return Told(lines, ctl_doctor.exit_status(value))
 
 
 def _status_question(args: argparse.Namespace) -> Question:
@@ -386,5 +395,19 @@ COMMANDS = (
             ),
         ),
         run=_queue,
+    ),
+    Command(
+        "doctor",
+        "what is wrong between Postfix and policyd, and what mends it",
+        "Run it after each change of main.cf or master.cf, and when something is not counted: it reads Postfix's\n"
+        "configuration and the daemon's state, and names each fault with the lines that mend it. It changes nothing.\n"
+        "Exit status 1 where there are faults. As root it sees more. --json prints the faults for programs.",
+        (
+            (
+                "--postfix-config",
+                {"type": path, "metavar": "DIR", "help": "the folder of main.cf (default: what postconf says)"},
+            ),
+        ),
+        run=_doctor,
     ),
 )

@@ -134,7 +134,8 @@ class Daemon:
         """The next turn that is to end allowances, while there are many."""
         self._stopping = False
         store = "sqlite" if self._storage else "memory"
-        desk = Desk(self._policy, to_wall, boot_time(), self._problems, store)
+        self._listening: list[str] = []
+        desk = Desk(self._policy, to_wall, boot_time(), self._problems, store, lambda: self._listening)
         self._site = control_site(Api(desk, self._reloading.order, self._archive.find), reactor, self._bug, durable)
 
     async def run(self) -> None:
@@ -147,7 +148,7 @@ class Daemon:
         self._alone = [hold_alone(control)]
         self._open_storage()
         self._ports.append(listen_unix(self._reactor, str(control), self._site))
-        listening = await self._listen()
+        self._listening = await self._listen()
         self._bound_connections()
         self._reactor.addSystemEventTrigger("before", "shutdown", self._stop)
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._on_sighup))
@@ -157,7 +158,7 @@ class Daemon:
         self._reactor.callWhenRunning(running.callback, None)
         await running  # before that, SIGTERM would kill instead of stop
         self._tick()
-        self._log.report("ready", {"listen": " ".join(listening), "control": control})
+        self._log.report("ready", {"listen": " ".join(self._listening), "control": control})
         self._notifier.ready(self._state())
         await Deferred()
 

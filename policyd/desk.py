@@ -11,7 +11,7 @@ from itertools import chain
 from policyd import __version__
 from policyd.accounts import Account
 from policyd.allowance_desk import AllowanceDesk
-from policyd.limits import Rules
+from policyd.limits import Limit, Rules
 from policyd.locks import utc
 from policyd.policy import Policy
 from policyd.survey import Json, Sort, Survey, limits_shown
@@ -25,7 +25,7 @@ class Desk:
     """The orders and questions that come in over the control socket.
 
     `to_wall` turns `now`, seconds of a clock that never steps back, into seconds since the epoch; `problems` names
-    what is wrong outside the policy.
+    what is wrong outside the policy, `listen` the endpoints where Postfix can ask.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class Desk:
         started: float,
         problems: Callable[[], list[str]],
         store: str = "memory",
+        listen: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self._policy = policy
         self._to_wall = to_wall
@@ -43,6 +44,7 @@ class Desk:
         self._problems = problems
         self._store = store
         self.allowances = AllowanceDesk(policy, to_wall, self.known, self._lock)
+        self._listen = listen
 
     def status(self, now: float) -> Json:
         """Return the daemon's state."""
@@ -58,9 +60,14 @@ class Desk:
             "connections": tally.connections,
             "requests": {state: tally.requests[state] for state in (*STATES, OTHER_STATES) if tally.requests[state]},
             "answers": dict(sorted(tally.answers.items())),
+            "requests_without_account": tally.unnamed,
             "protocol_errors": tally.protocol_errors,
             "internal_errors": tally.internal_errors,
             "hooks": {hook: hook in tally.hooks for hook in HOOKS},
+            "listen": list(self._listen()),
+            "attributes": list(self._rules.attributes),
+            "observe": self._rules.observe,
+            "limits": [_in_force(limit) for limit in self._rules.limits],
             "store": self._store,
             "problems": [*policy.problems(), *self._problems()],
         }
@@ -178,4 +185,15 @@ def _evidence(account: Account) -> Json | None:
         "clients": [{"address": address, "messages": number} for address, number in evidence.clients],
         "senders": [{"sender": sender, "messages": number} for sender, number in evidence.senders],
         "queue_ids": list(evidence.queue_ids),
+    }
+
+
+def _in_force(limit: Limit) -> Json:
+    return {
+        "name": limit.name,
+        "count": limit.count,
+        "per": limit.per,
+        "max": limit.max,
+        "action": limit.action.word,
+        "observe": limit.observe,
     }

@@ -213,6 +213,10 @@ class Rules:
                     self._by_name.setdefault(name, (place, overridden))
             if globs:
                 self._by_glob.append((place, _matcher(globs), overridden))
+        self.limits = known
+        """The limits of accounts that no override names."""
+        self.attributes = attributes
+        """The attributes by which accounts are known."""
         self._attributes = tuple((name, key(name)) for name in attributes)
         self._lowercase = lowercase
         self.login_decides = attributes[:1] == ("sasl_username",)

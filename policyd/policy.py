@@ -89,6 +89,7 @@ class Policy:
         if transaction is not None and instance and transaction.is_other(instance, name):
             self.leave(connection, now)
         if not name:
+            self.tally.unnamed += 1
             return PASS
         if judge is None:
             return self._before_rcpt(request, self._account(name, request, now), now) if state in _BEFORE_RCPT else PASS

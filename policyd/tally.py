@@ -20,7 +20,16 @@ HOOKS = ("RCPT", "DATA", END_OF_MESSAGE)
 class Tally:
     """Requests by state, answers by their word, and errors."""
 
-    __slots__ = ("connections", "data_seen", "hooks", "internal_errors", "others", "protocol_errors", "requests")
+    __slots__ = (
+        "connections",
+        "data_seen",
+        "hooks",
+        "internal_errors",
+        "others",
+        "protocol_errors",
+        "requests",
+        "unnamed",
+    )
 
     def __init__(self) -> None:
         self.requests = dict.fromkeys((*STATES, OTHER_STATES), 0)
@@ -32,6 +41,8 @@ class Tally:
         """Whether a request was ever made that says how many recipients a message really has."""
         self.connections = 0
         """Policy connections that are open now."""
+        self.unnamed = 0
+        """Requests that name no account."""
         self.protocol_errors = 0
         self.internal_errors = 0
 

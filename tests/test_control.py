@@ -37,7 +37,8 @@ overrides:
 
 STATUS = {
     *("version", "started", "uptime", "accounts", "locked", "connections", "requests", "answers"),
-    *("protocol_errors", "internal_errors", "hooks", "store", "problems"),
+    *("requests_without_account", "protocol_errors", "internal_errors", "hooks", "store", "problems"),
+    *("listen", "attributes", "observe", "limits"),
 }
 ACCOUNT = {"account", "seen", "lock", "limits", "refused", "held", "attempts_while_locked"}
 BESIDES = {"warned", "observed", "clients", "evidence"}
@@ -137,6 +138,26 @@ def test_status_has_its_documented_shape(daemon: Policyd) -> None:
     assert status["internal_errors"] == 0
     assert abs(datetime.now(timezone.utc) - datetime.fromisoformat(status["started"])) < timedelta(hours=1)
     assert status["uptime"] < 3600
+
+
+def test_status_tells_what_a_check_of_the_wiring_wants_to_know(daemon: Policyd) -> None:
+    """Where Postfix can ask, how accounts are known, what is in force, and how often nobody was named."""
+    before = get(daemon, "/status")["requests_without_account"]
+    daemon.ask(sasl_username="")
+    status = get(daemon, "/status")
+    assert status["requests_without_account"] == before + 1
+    assert status["listen"] == [f"tcp:{daemon.port}:interface=127.0.0.1"]
+    assert (status["attributes"], status["observe"]) == (["sasl_username"], False)
+    per_message, messages = status["limits"]
+    assert per_message == {
+        "name": "recipients-per-message",
+        "count": "recipients",
+        "per": "message",
+        "max": 100,
+        "action": "REJECT",
+        "observe": False,
+    }
+    assert (messages["per"], messages["max"]) == ("30m", 3)
 
 
 def test_status_counts_requests_and_answers(daemon: Policyd) -> None:

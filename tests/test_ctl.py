@@ -253,7 +253,7 @@ def test_a_terminal_shortens_what_a_pipe_gets_whole(daemon: ControlSocket) -> No
 
 COMMANDS = (
     *("status", "accounts", "top", "locked", "lock", "unlock", "reset", "reload"),
-    *("allow", "allowances", "disallow", "history", "queue"),
+    *("allow", "allowances", "disallow", "history", "queue", "doctor"),
 )
 
 

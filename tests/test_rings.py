@@ -75,14 +75,20 @@ APART = (
     "ctl_client",
     "ctl_commands",
     "ctl_complete",
+    "ctl_doctor",
     "ctl_history",
     "ctl_join",
     "ctl_look",
+    "ctl_mending",
     "ctl_nagios",
+    "ctl_postconf",
     "ctl_postfix",
     "ctl_queue",
+    "ctl_restrictions",
+    "ctl_sockets",
     "ctl_text",
     "ctl_top",
+    "ctl_wiring",
 )
 """The rooms of policyctl: they know values only, and nobody in the rings knows them."""
 
