@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from heapq import merge
 
-from policyd.limits import Limit, Limits
+from policyd.limits import Limit, Limits, Maxima
 
 MAX_ALLOWANCES = 100_000
 """Allowances that there may be at a time: one takes about a kilobyte."""
@@ -72,6 +72,7 @@ class AllowedLimits(Limits):
 
     def __init__(self, usual: Limits, allowances: Mapping[str, Allowance]) -> None:
         super().__init__(self)
+        self.maxima, self.warn_at = Maxima(self, usual.warn_at), usual.warn_at
         self.usual = usual
         self.allowances = allowances
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, Protocol, TypeVar, get_args
 
 from policyd.allowing import Wanted as WantedAllowance
 from policyd.config import ConfigError
@@ -67,6 +67,16 @@ Reload = Callable[[str, "int | None"], Awaitable[tuple[list[str], list[str]]]]
 
 Raises ConfigError.
 """
+
+
+class NotifyDesk(Protocol):
+    """What there is to ask of notices."""
+
+    def shown(self) -> list[Json]:
+        """Return how each channel does."""
+
+    def test(self, by: str) -> Awaitable[list[Json]]:
+        """Send a test by each channel; return what came of it."""
 
 
 class RefusedError(Exception):
@@ -138,10 +148,11 @@ class Call:
 class Api:
     """The calls, and what each does at the desk."""
 
-    def __init__(self, desk: Desk, reload: Reload, find: Find | None = None) -> None:
+    def __init__(self, desk: Desk, reload: Reload, find: Find | None = None, notify: NotifyDesk | None = None) -> None:
         self._desk = desk
         self._reload = reload
         self._find = find
+        self._notify = notify
         self._calls: dict[tuple[bytes, bytes], Callable[[Call], Any]] = {
             (b"GET", b"/status"): self._status,
             (b"GET", b"/accounts"): self._accounts,
@@ -154,6 +165,8 @@ class Api:
             (b"GET", b"/allowances"): self._allowances,
             (b"POST", b"/allow"): self._allow,
             (b"POST", b"/disallow"): self._disallow,
+            (b"GET", b"/notify"): self._notices,
+            (b"POST", b"/notify-test"): self._test_notices,
         }
 
     def answer(self, method: bytes, path: bytes, call: Call) -> Any:
@@ -267,6 +280,12 @@ class Api:
         if limit is not None and (problem := desk.unknown_limit(name, limit)):
             raise RefusedError(problem)
         return desk.disallow(name, limit, call.caller.name, call.caller.uid, call.now)
+
+    def _notices(self, _call: Call) -> Json:
+        return {"channels": self._notify.shown() if self._notify else []}
+
+    async def _test_notices(self, call: Call) -> Json:
+        return {"channels": await self._notify.test(call.caller.name) if self._notify else []}
 
     async def _reload_config(self, call: Call) -> Json:
         try:

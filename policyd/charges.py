@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple
 
 from policyd.accounts import Account
@@ -91,7 +92,8 @@ def count(
 def charge(transaction: Transaction, messages: int, recipients: int, now: float) -> bool:
     """Count an event that exceeds nothing. Where it would exceed something, return False, and count nothing.
 
-    `check` and `count` do the same more slowly, and tell what would be exceeded.
+    So it does where a count comes so near to a maximum that somebody may have to be warned. `check` and `count` do the
+    same more slowly, and tell what would be exceeded.
     """
     maxima, total = transaction.account.maxima, transaction.recipients + recipients
     if recipients and total > maxima.recipients_per_message:
@@ -125,10 +127,11 @@ def settle(transaction: Transaction, size: int, now: float) -> Check:
         return _FREE
     more: list[tuple[int, Window, float]] = []
     passing: list[Exceeded] = []
-    for place, period, most, slice_ in account.maxima.bytes:
+    for place, period, _, slice_ in account.maxima.bytes:
         limit, window = account.limits[place], account.windows[place]
         if window is None:
             continue
+        most = inf if limit.max is None else limit.max
         counted = envelope.size_in(window)
         reached = window.count(now, period) + size - counted
         if reached <= most or size <= counted:

@@ -21,6 +21,7 @@ from policyd.sections import (
     EndpointProblem,
     optional,
 )
+from policyd.sections_notify import NOBODY_TOLD, NOT_LOOKED_AT, Notify, Supplies, notify
 from policyd.yamlnodes import ConfigProblem, NotYamlError, Problems, Value, compose
 
 __all__ = ["Config", "ConfigError", "ConfigProblem", "changes", "needs_restart", "parse_config", "read_config"]
@@ -41,6 +42,7 @@ _SECTIONS = (
     "limits",
     "overrides",
     "observe",
+    "notify",
 )
 
 
@@ -69,10 +71,11 @@ class Config:
     """No limit refuses, holds or locks, nor does a lock that a limit has made; each of the limits says so, too."""
     limits: tuple[Limit, ...] = HOUSE_RULES
     overrides: tuple[Override, ...] = ()
+    notify: Notify = NOBODY_TOLD
 
     def rules(self) -> Rules:
         """Return the limits in force, and whom they concern."""
-        return Rules(self.limits, self.overrides, self.attributes, self.lowercase, self.observe)
+        return Rules(self.limits, self.overrides, self.attributes, self.lowercase, self.observe, self.notify.warn_at)
 
     def summary(self) -> str:
         """Return what the config amounts to, in one line."""
@@ -89,7 +92,9 @@ class ConfigError(Exception):
         super().__init__("\n".join(map(str, self.problems)))
 
 
-def read_config(path: str | Path, endpoint_problem: EndpointProblem = _accept_all) -> Config:
+def read_config(
+    path: str | Path, endpoint_problem: EndpointProblem = _accept_all, supplies: Supplies = NOT_LOOKED_AT
+) -> Config:
     """Read a config file of at most MAX_CONFIG bytes.
 
     Raises ConfigError, for a file that cannot be read as well.
@@ -103,10 +108,15 @@ def read_config(path: str | Path, endpoint_problem: EndpointProblem = _accept_al
         raise ConfigError([ConfigProblem(file, None, "", f"cannot be read: {why or error}")]) from error
     if len(data) > MAX_CONFIG:
         raise ConfigError([ConfigProblem(file, None, "", f"want a file of at most {MAX_CONFIG} bytes")])
-    return parse_config(data, file, endpoint_problem)
+    return parse_config(data, file, endpoint_problem, supplies)
 
 
-def parse_config(text: str | bytes, file: str, endpoint_problem: EndpointProblem = _accept_all) -> Config:
+def parse_config(
+    text: str | bytes,
+    file: str,
+    endpoint_problem: EndpointProblem = _accept_all,
+    supplies: Supplies = NOT_LOOKED_AT,
+) -> Config:
     """Read a config; `file` is its name in the problems.
 
     Raises ConfigError with all problems, or with the first one of a text that is no YAML.
@@ -119,7 +129,7 @@ def parse_config(text: str | bytes, file: str, endpoint_problem: EndpointProblem
     if root is None or root.is_empty:
         return Config()
     try:
-        config = _config(root, endpoint_problem)
+        config = _config(root, endpoint_problem, supplies)
     finally:
         _take_apart(root)
     if problems.found:
@@ -142,6 +152,8 @@ def changes(old: Config, new: Config) -> list[str]:
         told.append("limits: order changed")
     if old.overrides != new.overrides:
         told.append("overrides: changed")
+    if old.notify != new.notify:
+        told.append("notify: changed")
     return told
 
 
@@ -211,7 +223,7 @@ def _take_apart(root: Value) -> None:
                 nodes.extend(child if isinstance(child, tuple) else (child,))
 
 
-def _config(root: Value, endpoint_problem: EndpointProblem) -> Config:
+def _config(root: Value, endpoint_problem: EndpointProblem, supplies: Supplies) -> Config:
     """Read the sections; where problems were noted, what is returned means nothing."""
     fields = root.fields(_SECTIONS, "a mapping of sections such as 'limits:'") or {}
     attributes, lowercase = optional(fields, "account", sections.account, (DEFAULT_ATTRIBUTES, DEFAULT_LOWERCASE))
@@ -229,4 +241,5 @@ def _config(root: Value, endpoint_problem: EndpointProblem) -> Config:
         observe=observe,
         limits=tuple(replace(limit, observe=True) for limit in limits) if observe else limits,
         overrides=optional(fields, "overrides", lambda value: sections.overrides(value, kinds), ()),
+        notify=optional(fields, "notify", lambda value: notify(value, supplies), NOBODY_TOLD),
     )

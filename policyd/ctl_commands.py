@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import urlencode
 
-from policyd import ctl_allow, ctl_history, ctl_text
+from policyd import ctl_allow, ctl_history, ctl_notify, ctl_text
 from policyd.ctl_client import USAGE, Ask, CtlError, Question, Told
 from policyd.ctl_text import Json, Screen
 from policyd.durations import parse_duration
@@ -112,6 +112,10 @@ def _doctor(args: argparse.Namespace, asked: Ask, _screen: Screen) -> Told:
     value = ctl_doctor.examine(args, asked)
     lines = [json.dumps(value, indent=2)] if args.json else ctl_doctor.text(value)
     return Told(lines, ctl_doctor.exit_status(value))
+
+
+def _notify_question(args: argparse.Namespace) -> Question:
+    return Question("/notify-test", {}) if args.test else Question("/notify")
 
 
 def _status_question(args: argparse.Namespace) -> Question:
@@ -409,5 +413,15 @@ COMMANDS = (
             ),
         ),
         run=_doctor,
+    ),
+    Command(
+        "notify",
+        "how telling people goes, and whether it works",
+        "Run it with --test after a change of `notify:`, and when nobody was told of a lock: it sends a test by mail,\n"
+        "webhook and command, at once, and says what came of each. Without, it shows what each has sent, what waits,\n"
+        "and why.",
+        (("--test", {"action": "store_true", "help": "send a test to the desk by each channel"}),),
+        _notify_question,
+        lambda value, args, _screen: ctl_notify.tested(value) if args.test else ctl_notify.notices(value),
     ),
 )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import secrets
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -40,8 +41,11 @@ from policyd.listening import (
     make_folder,
 )
 from policyd.log import EventLog, start_logging
+from policyd.notices import Notices
+from policyd.notifying import Notifying
 from policyd.policy import Policy
 from policyd.prompt import PromptReactor, make_prompt
+from policyd.relay import look_up_apart
 from policyd.reloading import Reading, Reloaded, Reloading, default_config, in_thread, load_config, read_anew
 from policyd.server import PolicyFactory
 from policyd.storage import Storage
@@ -110,12 +114,18 @@ class Daemon:
         self._config_file = config_file
         self._log = EventLog(boot_time)
         self._notifier = Notifier()
-        self._policy = Policy(config.rules(), self._log.report, to_wall)
+        self._notices = Notices(self._log.report, lambda: secrets.token_hex(16), to_wall)
+        self._policy = Policy(config.rules(), self._report, to_wall)
         self._policy.accounts.size = config.max_accounts
         self._storage = self._store()
         self._archive = Archive(self._policy, self._storage, Retention(config.history, config.history_rows))
         durable = self._storage.durable if self._storage else lambda: None
         self._factory = PolicyFactory(self._policy, reactor, self._log.report, durable)
+        self._notifying = Notifying(
+            reactor, self._notices, partial(in_thread, reactor), durable, self._bug, time.time, socket.gethostname()
+        )
+        look_up_apart(reactor)
+        self._notifying.apply(config.notify)
         self._ports: list[IListeningPort] = []
         self._accepting: Accepting | None = None
         self._passed: list[socket.socket] = []
@@ -136,7 +146,8 @@ class Daemon:
         store = "sqlite" if self._storage else "memory"
         self._listening: list[str] = []
         desk = Desk(self._policy, to_wall, boot_time(), self._problems, store, lambda: self._listening)
-        self._site = control_site(Api(desk, self._reloading.order, self._archive.find), reactor, self._bug, durable)
+        api = Api(desk, self._reloading.order, self._archive.find, self._notifying)
+        self._site = control_site(api, reactor, self._bug, durable)
 
     async def run(self) -> None:
         """Listen, answer, and end when the reactor is told to.
@@ -173,6 +184,7 @@ class Daemon:
         self._policy.accounts.rules = reading.rules
         self._policy.accounts.size = config.max_accounts
         self._archive.keep(Retention(config.history, config.history_rows))
+        self._notifying.apply(config.notify)
         self._needs_restart = self._restart_for(config)
         return Reloaded(reading.changed, self._needs_restart)
 
@@ -214,7 +226,9 @@ class Daemon:
             return None
         path = Path(self._config.database) if self._config.database else paths.state_folder() / paths.DATABASE
         in_reactor = self._reactor.callFromThread
-        return Storage(self._policy, path, self._reactor, to_wall, boot_id(), self._log.report, in_reactor)
+        storage = Storage(self._policy, path, self._reactor, to_wall, boot_id(), self._log.report, in_reactor)
+        storage.notices = self._notices
+        return storage
 
     def _open_storage(self) -> None:
         """Go on from what is stored. Trouble with the disk is no reason not to answer; another daemon is."""
@@ -261,9 +275,15 @@ class Daemon:
         if self._storage:
             found += [text for text in (self._storage.problem, self._storage.damage) if text]
         found += self._archive.problems()
+        found += self._notices.problems()
         if errors := self._policy.tally.internal_errors:
             found.append(f"internal errors, {errors} so far: see the log")
         return found
+
+    def _report(self, event: str, fields: Mapping[str, object]) -> None:
+        """Log what has happened, and tell those who want to know."""
+        self._log.report(event, fields)
+        self._notices.tell(event, fields, boot_time())
 
     def _state(self) -> str:
         requests, accounts = self._policy.tally.total, self._policy.accounts
@@ -325,6 +345,7 @@ class Daemon:
 
     async def _end(self) -> None:
         await self._drain()
+        self._notifying.stop()
         if self._storage is not None:
             await deferLater(self._reactor, 0)  # what connections that are gone give back is stored too
             self._storage.close()

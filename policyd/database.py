@@ -20,7 +20,7 @@ from policyd.records import AccountRecord, AllowanceRecord, AllowanceRecords, Lo
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 PRUNE_STEP = 500
 """Rows that one transaction looks at, and removes where their windows have passed."""
 
@@ -64,6 +64,7 @@ _MIGRATIONS = (
         allowed_by NOT NULL, uid INTEGER, reason, PRIMARY KEY (account, limit_name)
     ) WITHOUT ROWID;
     """,
+    "CREATE TABLE notices (id TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID;",
 )
 """What leads from each schema version to the next. An epoch is one run of the daemon: in which boot, how far the wall
 clock was ahead of the boot clock when it started, and how far it was when it was last looked at."""
@@ -102,9 +103,11 @@ class Batch:
     """How far the wall clock is ahead of the boot clock now."""
     messages: list[Seen] = field(default_factory=list)
     allowances: AllowanceRecords = field(default_factory=dict)
+    notices: dict[str, str | None] = field(default_factory=dict)
+    """By id, as JSON. None: nobody is left to be told."""
 
     def __bool__(self) -> bool:
-        changed = self.accounts or self.locks or self.allowances or self.hooks or self.messages
+        changed = self.accounts or self.locks or self.allowances or self.hooks or self.messages or self.notices
         return bool(changed or self.latest is not None)
 
     def add_newer(self, newer: Batch) -> None:
@@ -114,6 +117,7 @@ class Batch:
         self.allowances.update(newer.allowances)
         self.hooks |= newer.hooks
         self.messages += newer.messages
+        self.notices.update(newer.notices)
         if newer.latest is not None:
             self.latest = newer.latest
 
@@ -126,6 +130,8 @@ class Stored:
     locks: list[tuple[Span, LockRecord]]
     hooks: frozenset[str]
     allowances: list[tuple[Span, AllowanceRecord]] = field(default_factory=list)
+    notices: tuple[tuple[str, str], ...] = ()
+    """Ids and JSON."""
 
 
 class Database:
@@ -176,7 +182,8 @@ class Database:
             hooks = frozenset(hook for (hook,) in self._connection.execute("SELECT hook FROM seen"))
             rows = self._connection.execute(f"SELECT epoch, {_ALLOWANCE_COLUMNS} FROM allowances")  # noqa: S608 -- a constant
             allowances = [(spans[epoch], AllowanceRecord(*map(restored, row))) for epoch, *row in rows]
-        return Stored(accounts, locks, hooks, allowances)
+            notices = tuple(self._connection.execute("SELECT id, record FROM notices"))
+        return Stored(accounts, locks, hooks, allowances, notices)
 
     def ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
         """Return the answer to a question; raises DamagedDatabaseError, and sqlite3.Error for what may pass."""
@@ -201,12 +208,14 @@ class Database:
             )
             self._write_allowances(batch.allowances)
             connection.executemany("INSERT OR IGNORE INTO seen VALUES (?)", [(hook,) for hook in batch.hooks])
+            self._write_notices(batch.notices)
             history_table.store(connection, batch.messages, Span(self._ahead))
             history_table.prune(connection, wall - retention.seconds, retention.rows)
             if batch.latest is not None:
                 connection.execute("UPDATE epochs SET latest = ? WHERE id = ?", (batch.latest, self._epoch))
             self._prune(wall)
-        self._in_log += len(batch.accounts) + len(batch.locks) + len(batch.allowances) + len(batch.messages)
+        self._in_log += len(batch.accounts) + len(batch.locks) + len(batch.allowances)
+        self._in_log += len(batch.messages) + len(batch.notices)
         if self._in_log >= CHECKPOINT:
             self._checkpoint()
 
@@ -257,6 +266,12 @@ class Database:
                 " SET epoch = excluded.epoch, record = excluded.record, keep_until = excluded.keep_until",
                 [value for a in some for value in (storable(a.name), self._epoch, a.text, a.keep_until)],
             )
+
+    def _write_notices(self, notices: dict[str, str | None]) -> None:
+        done = [(id_,) for id_, record in notices.items() if record is None]
+        self._connection.executemany("DELETE FROM notices WHERE id = ?", done)
+        waiting = [(id_, record) for id_, record in notices.items() if record is not None]
+        self._connection.executemany("INSERT OR REPLACE INTO notices VALUES (?, ?)", waiting)
 
     def _look_after_file(self) -> None:
         """Notice what others did to the file; SQLite does not, as long as it has what it needs in its own memory."""

@@ -89,6 +89,15 @@ class Limit:
             return 0.0
         return self.period / SLICES
 
+    def near(self, percent: int | None) -> int | None:
+        """Return the least count that is so near to the maximum that somebody is to be warned.
+
+        None where nobody is: a limit that keeps no mail back does no harm when it is exceeded.
+        """
+        if percent is None or self.max is None or self.period is None or not self.stops:
+            return None
+        return -(-self.max * percent // 100)
+
     @property
     def shown_max(self) -> str:
         """The maximum, as the config writes it; `None` where it is unlimited."""
@@ -107,7 +116,7 @@ class Limit:
 
 Concerned = tuple[int, float, float, float]
 """What has to be known of a limit to count one more event in its window: the limit's place, which is the window's too,
-the period, the maximum, the slice."""
+the period, the last count of which nothing has to be said, the slice."""
 
 
 class Maxima:
@@ -115,7 +124,11 @@ class Maxima:
 
     __slots__ = ("bytes", "distinct", "looked_at", "messages", "recipients", "recipients_per_message")
 
-    def __init__(self, limits: Sequence[Limit]) -> None:
+    def __init__(self, limits: Sequence[Limit], warn_at: int | None = None) -> None:
+        """`warn_at` is the percentage of a maximum at which a window's count is to be looked at more closely.
+
+        It is put in the maximum's place, so that who sends little pays nothing for it.
+        """
         maxima = [math.inf if limit.max is None else limit.max for limit in limits]
         self.recipients_per_message: float = min(
             (most for limit, most in zip(limits, maxima, strict=True) if limit.period is None), default=math.inf
@@ -123,7 +136,7 @@ class Maxima:
         """The least maximum of recipients in one message; infinite where there is none."""
         windows: list[tuple[Concerned, ...]] = [
             tuple(
-                (index, limit.period, most, limit.slice)
+                (index, limit.period, most if (near := limit.near(warn_at)) is None else near - 1, limit.slice)
                 for index, (limit, most) in enumerate(zip(limits, maxima, strict=True))
                 if limit.count in counts and limit.period is not None
             )
@@ -140,9 +153,19 @@ class Limits(tuple[Limit, ...]):
     """An account's limits in the config's order, and their maxima."""
 
     maxima: Maxima
+    warn_at: int | None = None
+    """The percentage of the maxima at which to warn; None: nobody is warned."""
 
     def __init__(self, limits: Iterable[Limit]) -> None:
         self.maxima = Maxima(self)
+
+    def warned_at(self, percent: int | None) -> Limits:
+        """Return the same limits, with a warning at so many percent of their maxima."""
+        if percent is None:
+            return self
+        limits = Limits(self)
+        limits.maxima, limits.warn_at = Maxima(limits, percent), percent
+        return limits
 
 
 HOUSE_RULES = Limits(
@@ -193,18 +216,21 @@ class Rules:
         attributes: tuple[str, ...] = ("sasl_username",),
         lowercase: bool = True,
         observe: bool = False,
+        warn_at: int | None = None,
     ) -> None:
         self.observe = observe
         """Locks that limits have made are not in force."""
+        self.warn_at = warn_at
+        """The percentage of a maximum at which to warn; None: nobody is warned."""
         known = limits if isinstance(limits, Limits) else Limits(limits)
         self.count_bytes = bool(known.maxima.bytes)
         """Whether there is a limit of bytes."""
-        self._default = (len(overrides), known)
+        self._default = (len(overrides), known.warned_at(warn_at))
         self._by_name: dict[str, tuple[int, Limits]] = {}
         """For accounts that overrides name in full: the first such override's place, and the limits."""
         self._by_glob: list[tuple[int, Callable[[str], object], Limits]] = []
         for place, override in enumerate(overrides):
-            overridden = _overridden(known, dict(override.maxima))
+            overridden = _overridden(known, dict(override.maxima)).warned_at(warn_at)
             globs = []
             for name in (name.lower() if lowercase else name for name in override.accounts):
                 if _GLOB.search(name):

@@ -17,6 +17,7 @@ from policyd.envelope import Envelope, size_of
 from policyd.history import History, Seen
 from policyd.limits import Rules
 from policyd.locks import Locks, Report
+from policyd.nearing import Nearing
 from policyd.tally import END_OF_MESSAGE, OTHER_STATES, STATES, Tally
 from policyd.transactions import MEMORY, Connection, Transaction, Transactions
 from policyd.verdict import PASS, Verdict, verdict
@@ -46,6 +47,7 @@ class Policy:
         self.transactions = Transactions()
         self.history = History()
         self.tally = Tally()
+        self._nearing = Nearing(report)
         self._report = report
         judges = {"RCPT": self._rcpt, "DATA": self._data, "END-OF-MESSAGE": self._end_of_message}
         self._states: Mapping[bytes, tuple[str, Judge | None]] = {
@@ -290,11 +292,17 @@ class Policy:
     def _charge_over(
         self, request: Request, transaction: Transaction, messages: int, recipients: int, now: float
     ) -> Verdict:
-        """Count an event that exceeds something if that lets it pass, or return what the limit that stops it says."""
+        """Count an event that exceeds something if that lets it pass, or return what the limit that stops it says.
+
+        An event may also be here because it brings a count near to a maximum.
+        """
         found = charges.check(transaction, messages, recipients, now)
         answer = self._said(found, request, transaction.account, now)
         if found.stop is None:
             charges.count(transaction, messages, recipients, now, found.passing)
+            account = transaction.account
+            if account.rules.warn_at is not None:
+                self._nearing.look_at(account, account.rules.warn_at, now)
         return answer
 
     def _said(self, found: Check, request: Request, account: Account, now: float) -> Verdict:

@@ -17,6 +17,7 @@ from policyd.config import Config, ConfigError, changes, read_config
 from policyd.limits import Rules
 from policyd.listening import endpoint_problem
 from policyd.locks import Report, utc
+from policyd.supplies import SUPPLIES
 
 LINES = 50
 """Problems of a config that are logged in one turn of the reactor: a large one may have thousands."""
@@ -158,7 +159,7 @@ def load_config(file: Path | None) -> Config:
 
     Raises ConfigError.
     """
-    return Config() if file is None else read_config(file, endpoint_problem)
+    return Config() if file is None else read_config(file, endpoint_problem, SUPPLIES)
 
 
 def default_config() -> Path | None:

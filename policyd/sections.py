@@ -97,9 +97,10 @@ def optional(fields: dict[str, Value], name: str, read: Callable[[Value], T | No
     return default if found is None else found
 
 
-def _required(
+def required(
     parent: Value, fields: dict[str, Value], name: str, wanted: str, read: Callable[[Value], T | None]
 ) -> T | None:
+    """Read a key that must be there."""
     if name in fields:
         return read(fields[name])
     parent.lacks(name, wanted)
@@ -123,7 +124,7 @@ def listen(value: Value, endpoint_problem: EndpointProblem) -> tuple[str, ...] |
             item.refuse(wanted)
         return text
 
-    return _distinct(value, _ENDPOINTS, endpoint)
+    return distinct(value, _ENDPOINTS, endpoint)
 
 
 def _wanted_of_tcp(endpoint: str) -> str | None:
@@ -189,7 +190,7 @@ def _text_that(value: Value, wanted: str, fits: Callable[[str], bool]) -> str | 
     return text
 
 
-def _distinct(value: Value, wanted: str, read: Callable[[Value], str | None]) -> tuple[str, ...] | None:
+def distinct(value: Value, wanted: str, read: Callable[[Value], str | None]) -> tuple[str, ...] | None:
     """Read a list that has items, and none twice."""
     items = value.items(wanted)
     if items is None:
@@ -226,7 +227,7 @@ def _attributes(value: Value) -> tuple[str, ...] | None:
             item.unknown("attribute", name, IDENTITY_ATTRIBUTES)
         return name
 
-    return _distinct(value, _ATTRIBUTES, attribute)
+    return distinct(value, _ATTRIBUTES, attribute)
 
 
 def limits(value: Value | None) -> tuple[tuple[Limit, ...], dict[str, Kind] | None]:
@@ -257,11 +258,11 @@ def _limit(name: str, value: Value) -> tuple[Limit | None, Kind]:
     fields = value.fields(_LIMIT_KEYS, f"a mapping with {', '.join(_LIMIT_KEYS[:4])}")
     if fields is None:
         return None, Kind()
-    count: Count | None = _required(value, fields, "count", _COUNT, _count)
-    per = _required(value, fields, "per", _PER, _per)
+    count: Count | None = required(value, fields, "count", _COUNT, _count)
+    per = required(value, fields, "per", _PER, _per)
     kind = Kind(count, per == (MESSAGE, None))
-    most = _required(value, fields, "max", wanted_of(kind), lambda given: maximum(given, kind))
-    action = _required(value, fields, "action", _ACTION, _action)
+    most = required(value, fields, "max", wanted_of(kind), lambda given: maximum(given, kind))
+    action = required(value, fields, "action", _ACTION, _action)
     lock_for = optional(fields, "lock", _lock, None)
     observe = optional(fields, "observe", Value.truth, False)
     if kind.per_message and count in _NOT_PER_MESSAGE:
@@ -332,8 +333,8 @@ def overrides(value: Value, kinds: dict[str, Kind] | None) -> tuple[Override, ..
         fields = item.fields(_OVERRIDE_KEYS, "a mapping with accounts and limits")
         if fields is None:
             continue
-        accounts = _required(item, fields, "accounts", _GLOBS, _globs)
-        maxima = _required(item, fields, "limits", _MAXIMA, lambda limits: _maxima(limits, kinds))
+        accounts = required(item, fields, "accounts", _GLOBS, _globs)
+        maxima = required(item, fields, "limits", _MAXIMA, lambda limits: _maxima(limits, kinds))
         if accounts and maxima:
             found.append(Override(accounts, maxima))
     return tuple(found)

@@ -23,6 +23,7 @@ from policyd.accounts import Account
 from policyd.database import Batch, DamagedDatabaseError, Database, Stored, set_aside
 from policyd.history import FOR_EVER, MAX_WAITING
 from policyd.locks import Report
+from policyd.notices import Notices
 from policyd.patience import LOCK_PATIENCE, Patience
 from policyd.policy import Policy
 from policyd.records import (
@@ -89,6 +90,8 @@ class Storage:
         """What is wrong with the database, in a sentence; "" when all is well."""
         self.damage = ""
         """What became of a damaged database since the start; "" where there was none."""
+        self.notices: Notices | None = None
+        """The notices that are kept, too; named before `open`."""
         self._policy = policy
         self.path = path
         self._clock = clock
@@ -231,6 +234,8 @@ class Storage:
         batch.allowances = allowance_records(accounts.allowances.hand_over(), self._span, now)
         batch.hooks = self._policy.tally.hooks - self._hooks
         self._hooks |= batch.hooks
+        if self.notices is not None:
+            batch.notices = self.notices.take_unsaved()
         ahead = self._ahead()
         if abs(ahead - self._latest) > CLOCK_STEP:
             self._latest = batch.latest = ahead
@@ -269,6 +274,8 @@ class Storage:
         self._hooks |= stored.hooks
         tally.data_seen = tally.data_seen or bool(stored.hooks - {"RCPT"})
         accounts.stored = stored.accounts
+        if self.notices is not None:
+            self.notices.restore(stored.notices, now)
         self._do(self._taking_in(decided))
 
     def _taking_in(self, decided: set[str]) -> Iterator[None]:
@@ -400,6 +407,8 @@ class Storage:
         accounts.locks_changed.update((account.name, account) for account in accounts.locked)
         accounts.allowances.note_all()
         self._hooks.clear()
+        if self.notices is not None:
+            self.notices.note_all_unsaved()
 
     def _noting_all(self) -> Iterator[None]:
         """Have all accounts stored; those that change place meanwhile have it noted by what they do."""

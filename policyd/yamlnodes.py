@@ -90,8 +90,8 @@ class Problems:
         self.found.append(ConfigProblem(self.file, line, key, text))
 
     def in_order(self) -> tuple[ConfigProblem, ...]:
-        """Return the problems in the order of their lines."""
-        return tuple(sorted(self.found, key=lambda problem: problem.line or 0))
+        """Return the problems in the order of their lines; those of other files that it names come last."""
+        return tuple(sorted(self.found, key=lambda problem: (problem.file != self.file, problem.line or 0)))
 
 
 class NotYamlError(Exception):

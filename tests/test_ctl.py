@@ -253,7 +253,7 @@ def test_a_terminal_shortens_what_a_pipe_gets_whole(daemon: ControlSocket) -> No
 
 COMMANDS = (
     *("status", "accounts", "top", "locked", "lock", "unlock", "reset", "reload"),
-    *("allow", "allowances", "disallow", "history", "queue", "doctor"),
+    *("allow", "allowances", "disallow", "history", "queue", "doctor", "notify"),
 )
 
 
@@ -296,7 +296,7 @@ def test_starting_loads_nothing_slow() -> None:
     loaded = output.stdout.split()
     ours = {name for name in loaded if name.partition(".")[0] == "policyd"}
     rooms = (
-        *("ctl", "ctl_allow", "ctl_client", "ctl_commands", "ctl_history", "ctl_text"),
+        *("ctl", "ctl_allow", "ctl_client", "ctl_commands", "ctl_history", "ctl_notify", "ctl_text"),
         *("durations", "paths", "sizes"),
     )
     assert ours == {"policyd", *(f"policyd.{room}" for room in rooms)}

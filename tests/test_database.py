@@ -242,12 +242,30 @@ def test_a_newer_batch_goes_over_an_older_one() -> None:
     assert older.latest == 6.0
 
 
+def test_notices_are_kept_until_they_are_done_with(path: Path) -> None:
+    """A newer record goes over an older one, and what is done with is gone."""
+    write(path, Batch(notices={"a": "1", "b": "2"}))
+    write(path, Batch(notices={"a": None, "b": "3", "c": "4", "d": None}))
+    assert dict(load(path).notices) == {"b": "3", "c": "4"}
+
+
+def test_a_database_of_schema_3_gets_a_place_for_notices(path: Path) -> None:
+    """What else is in it stays."""
+    write(path, accounts_of(account("anna", "as it was")))
+    with closing(sqlite3.connect(path)) as older:
+        older.executescript("DROP TABLE notices; PRAGMA user_version = 3;")
+    write(path, Batch(notices={"a": "1"}))
+    stored = load(path)
+    assert (list(stored.accounts), dict(stored.notices)) == (["anna"], {"a": "1"})
+
+
 @pytest.mark.parametrize(
     ("batch", "something"),
     [
         (Batch(), False),
         (accounts_of(account("anna")), True),
         (Batch(locks={"anna": None}), True),
+        (Batch(notices={"a": None}), True),
         (Batch(hooks={"RCPT"}), True),
         (Batch(latest=0.0), True),
     ],
@@ -325,6 +343,7 @@ def test_a_database_of_schema_1_is_taken_over(path: Path) -> None:
             DROP TABLE history;
             ALTER TABLE locks DROP COLUMN evidence;
             DROP TABLE allowances;
+            DROP TABLE notices;
             PRAGMA user_version = 1;
             """
         )
@@ -336,6 +355,7 @@ def test_a_database_of_schema_1_is_taken_over(path: Path) -> None:
             ("epochs",),
             ("history",),
             ("locks",),
+            ("notices",),
             ("seen",),
         ]
         assert taken.execute("SELECT name FROM sqlite_schema WHERE name = 'accounts_by_age'").fetchall() == []

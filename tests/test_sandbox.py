@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon import PATIENCE, REPOSITORY, DaemonFailedError, Policyd
+from tests.desks import Listener, Smtp, Web
 from tests.sandbox import NOBODY, NOT_HERE, PARTS
 from tests.test_activation import address_of, tcp_socket, unix_socket
 
@@ -139,6 +140,26 @@ def test_all_restrictions_together_hinder_nothing(
         if "system calls" in parts:
             assert status["Seccomp"] == "2"
         works_as_ever(daemon, *given)
+
+
+def test_notices_are_sent_under_all_restrictions(tmp_path: Path) -> None:
+    """To a relay and a web server on this host, and by a command, with the unit as shipped."""
+    smtp, web = Smtp(), Web()
+    with Listener(smtp) as relay, Listener(web) as server:
+        config = f"""\
+notify:
+  mail: {{relay: '127.0.0.1:{relay.port}', from: policyd@example.com, to: [abuse@example.com]}}
+  webhook: {{url: 'http://127.0.0.1:{server.port}/'}}
+  command: [/bin/sh, -c, 'test "$POLICYD_EVENT" = test && cat']
+"""
+        with Policyd(config, prefix=sandbox(permitted(WITH_A_NETWORK, tmp_path))) as daemon:
+            tests = daemon.ctl_json("notify", "--test")["channels"]
+            assert [(test["channel"], test["sent"]) for test in tests] == [
+                ("mail", True),
+                ("webhook", True),
+                ("command", True),
+            ], tests
+    assert len(smtp.mails) == len(web.posted) == 1
 
 
 def test_the_check_before_the_start_works_under_them_too(tmp_path: Path) -> None:

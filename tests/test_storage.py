@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import queue
 import sqlite3
@@ -18,7 +19,9 @@ from twisted.internet.task import Clock
 
 from policyd.database import SCHEMA_VERSION, Batch, Database, NewerDatabaseError
 from policyd.limits import Limit
+from policyd.notices import Notices
 from policyd.patience import LOCK_PATIENCE
+from policyd.sections_notify import Notify
 from policyd.storage import COLLECT, SLICE, Storage
 from tests.asking import ANNA, BERT, EPOCH, Event, Mail, limit
 from tests.waiting import until
@@ -742,3 +745,53 @@ def test_nothing_is_noted_without_a_database() -> None:
 def test_an_empty_batch_is_nothing_to_write() -> None:
     """A daemon that nobody asks does not wake the disk."""
     assert not Batch()
+
+
+def told(run: Run) -> Notices:
+    """Have the locks of a run told, and the notices kept."""
+    ids = (f"id-{number}" for number in itertools.count(1))
+    notices = Notices(lambda *_: None, lambda: next(ids), run.mail.to_wall)
+    notices.apply(Notify(command=("/bin/true",)), run.clock.seconds())
+    run.storage.notices = notices
+    return notices
+
+
+def stored_notices(path: Path) -> list[str]:
+    """Return the ids of the notices in a file."""
+    with closing(sqlite3.connect(path)) as other:
+        return [id_ for (id_,) in other.execute("SELECT id FROM notices")]
+
+
+def test_a_notice_is_on_the_disk_when_its_lock_is(path: Path) -> None:
+    """Whoever is killed after the answer tells of the lock when it starts again; and once it is told, it is gone."""
+    run = Run(path)
+    notices = told(run)
+    with run:
+        run.mail.lock(ANNA)
+        notices.tell("lock", {"account": ANNA, "by": "desk", "uid": 0}, run.clock.seconds())
+        assert run.durable()
+        assert stored_notices(path) == ["id-1"]
+    again = Run(path)
+    notices = told(again)
+    with again:
+        notice = notices.next_for("command", again.clock.seconds())
+        assert notice is not None
+        assert (notice.id, notice.fields["account"]) == ("id-1", ANNA)
+        notices.took("command", notice.id, again.clock.seconds())
+        again.settle()
+        assert stored_notices(path) == []
+
+
+def test_notices_are_written_into_a_new_file_when_the_old_one_is_damaged(path: Path) -> None:
+    """They are in memory as well."""
+    run = Run(path)
+    notices = told(run)
+    with run:
+        notices.tell("lock", {"account": ANNA, "by": "desk", "uid": 0}, run.clock.seconds())
+        run.settle()
+        path.unlink()
+        run.mail.send()
+        run.advance(COLLECT)
+        run.wait(lambda: run.storage.damage)
+        run.settle()
+        assert stored_notices(path) == ["id-1"]
