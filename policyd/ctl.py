@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from policyd import __version__, ctl_text
+from policyd import __version__, ctl_layout
+from policyd.ctl_arguments import path
 from policyd.ctl_client import DONE, INTERRUPTED, REFUSED, USAGE, Ask, CtlError, Told, ask
-from policyd.ctl_commands import COMMANDS, Command, path
-from policyd.ctl_text import Screen
+from policyd.ctl_commands import COMMANDS, Command
+from policyd.ctl_layout import Screen
 from policyd.paths import control_sockets
 
 COMPLETE = "__complete"
@@ -112,7 +113,7 @@ def _answer(args: argparse.Namespace) -> Told:
 
 def _complain(lines: Sequence[str]) -> None:
     with contextlib.suppress(OSError):
-        print("\n".join(map(ctl_text.printable, lines)), file=sys.stderr)
+        print("\n".join(map(ctl_layout.printable, lines)), file=sys.stderr)
 
 
 def _run() -> int:

@@ -10,7 +10,7 @@ import re
 from datetime import datetime, timedelta, timezone, tzinfo
 
 from policyd.ctl_client import USAGE, CtlError, Question
-from policyd.ctl_text import Column, Json, Screen, fields, moment, printable, table, unlock_command, when
+from policyd.ctl_layout import Column, Json, Screen, fields, moment, printable, table, unlock_command, when
 
 UNLIMITED = "unlimited"
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -16,9 +14,9 @@ from typing import Any
 from urllib.parse import urlencode
 
 from policyd import ctl_allow, ctl_history, ctl_notify, ctl_text
+from policyd.ctl_arguments import duration, most, number, path, percent, reason, seconds, typed
 from policyd.ctl_client import USAGE, Ask, CtlError, Question, Told
-from policyd.ctl_text import Json, Screen
-from policyd.durations import parse_duration
+from policyd.ctl_layout import Json, Screen
 
 
 def _nothing_asked(_args: argparse.Namespace) -> Question:
@@ -41,57 +39,6 @@ class Command:
     text: Callable[[Json, argparse.Namespace, Screen], list[str]] = _nothing_told
     run: Callable[[argparse.Namespace, Ask, Screen], Told] | None = None
     """Does it all, in place of `question` and `text`: for what is not one question and its answer."""
-
-
-def path(text: str) -> str:
-    """Return a path as it was typed; raises ArgumentTypeError for an empty one."""
-    if not text:
-        raise argparse.ArgumentTypeError("want a path that is not empty")
-    return text
-
-
-def _typed(text: str) -> str:
-    r"""Return what was typed as the daemon names it: bytes that are no UTF-8 appear as `\xNN`."""
-    typed = os.fsencode(text).decode(errors="backslashreplace")
-    if not typed:
-        raise argparse.ArgumentTypeError("want a text that is not empty")
-    return typed
-
-
-def _reason(text: str) -> str:
-    if not text.strip():
-        raise argparse.ArgumentTypeError("want a text that is not empty")
-    return _typed(text)
-
-
-def _percent(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,3}%?", text) or (percent := int(text.rstrip("%"))) > 100:  # noqa: PLR2004
-        raise argparse.ArgumentTypeError(f"want a percentage from 0 to 100 such as 80%, got {text!r}")
-    return percent
-
-
-def _number(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", text) or not int(text):
-        raise argparse.ArgumentTypeError(f"want a whole number above 0, got {text!r}")
-    return int(text)
-
-
-def _duration(text: str) -> str:
-    try:
-        parse_duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{error}, got {text!r}") from None
-    return text
-
-
-def _seconds(text: str) -> float:
-    if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,3})?", text) or not LEAST_EVERY <= float(text) <= MOST_EVERY:
-        raise argparse.ArgumentTypeError(f"want seconds from {LEAST_EVERY} to {MOST_EVERY} such as 2, got {text!r}")
-    return float(text)
-
-
-def _most(text: str) -> int:
-    return 0 if text == "0" else _number(text)
 
 
 def _nagios(args: argparse.Namespace, asked: Ask, _screen: Screen) -> Told:
@@ -155,12 +102,12 @@ def _queue(args: argparse.Namespace, ask: Ask, screen: Screen) -> Told:
 
 ACCOUNT = (
     "account",
-    {"metavar": "ACCOUNT", "type": _typed, "help": "the account's name: the login, as Postfix sees it"},
+    {"metavar": "ACCOUNT", "type": typed, "help": "the account's name: the login, as Postfix sees it"},
 )
 
 SINCE = (
     "--since",
-    {"type": _duration, "metavar": "2h", "help": "only messages of the last 45s, 30m, 1h30m, 7d (default: all)"},
+    {"type": duration, "metavar": "2h", "help": "only messages of the last 45s, 30m, 1h30m, 7d (default: all)"},
 )
 VERDICT = (
     "--verdict",
@@ -172,10 +119,7 @@ def _allow_question(args: argparse.Namespace) -> Question:
     return ctl_allow.question(args, datetime.now(timezone.utc))
 
 
-_LIMIT: dict[str, Any] = {"metavar": "LIMIT", "type": _typed}
-
-LEAST_EVERY, MOST_EVERY = 0.1, 3600
-"""Seconds between two looks of `top`."""
+_LIMIT: dict[str, Any] = {"metavar": "LIMIT", "type": typed}
 
 COMMANDS = (
     Command(
@@ -196,8 +140,8 @@ COMMANDS = (
                     "0 OK, 1 WARNING (there are problems), 2 CRITICAL (the daemon does not answer), 3 UNKNOWN",
                 },
             ),
-            ("--warning-locked", {"type": _most, "metavar": "N", "help": "with --nagios: WARNING beyond N locks"}),
-            ("--critical-locked", {"type": _most, "metavar": "N", "help": "with --nagios: CRITICAL beyond N locks"}),
+            ("--warning-locked", {"type": most, "metavar": "N", "help": "with --nagios: WARNING beyond N locks"}),
+            ("--critical-locked", {"type": most, "metavar": "N", "help": "with --nagios: CRITICAL beyond N locks"}),
         ),
         _status_question,
         _status_text,
@@ -215,10 +159,10 @@ COMMANDS = (
                     "help": "what to sort by, the most first (default: messages)",
                 },
             ),
-            ("-n", {"type": _number, "default": 20, "metavar": "N", "help": "show so many accounts (default: 20)"}),
+            ("-n", {"type": number, "default": 20, "metavar": "N", "help": "show so many accounts (default: 20)"}),
             (
                 "--over",
-                {"type": _percent, "metavar": "80%", "help": "only accounts that have used so much of some limit"},
+                {"type": percent, "metavar": "80%", "help": "only accounts that have used so much of some limit"},
             ),
         ),
         _accounts_question,
@@ -232,7 +176,7 @@ COMMANDS = (
         (
             (
                 "--every",
-                {"type": _seconds, "default": 1.0, "metavar": "S", "help": "seconds between two looks (default: 1)"},
+                {"type": seconds, "default": 1.0, "metavar": "S", "help": "seconds between two looks (default: 1)"},
             ),
         ),
         lambda _args: Question("/status"),
@@ -256,13 +200,13 @@ COMMANDS = (
             ACCOUNT,
             (
                 "--reason",
-                {"required": True, "type": _reason, "metavar": "TEXT", "help": "why; who is refused is told this too"},
+                {"required": True, "type": reason, "metavar": "TEXT", "help": "why; who is refused is told this too"},
             ),
             (
                 "--for",
                 {
                     "dest": "duration",
-                    "type": _duration,
+                    "type": duration,
                     "metavar": "2h",
                     "help": "free it after this time: 45s, 30m, 1h30m, 7d (default: when somebody unlocks it)",
                 },
@@ -313,7 +257,7 @@ COMMANDS = (
             ACCOUNT,
             ("limit", {**_LIMIT, "help": "a limit of the config: policyctl status ACCOUNT shows them"}),
             ("max", {"metavar": "MAX", "type": ctl_allow.maximum, "help": "how many may pass: a number, or unlimited"}),
-            ("--for", {"dest": "duration", "type": _duration, "metavar": "24h", "help": "for this time: 30m, 24h, 7d"}),
+            ("--for", {"dest": "duration", "type": duration, "metavar": "24h", "help": "for this time: 30m, 24h, 7d"}),
             (
                 "--until",
                 {
@@ -323,7 +267,7 @@ COMMANDS = (
                     "2026-12-01 is until the end of that day. At most 366 days from now",
                 },
             ),
-            ("--reason", {"type": _reason, "metavar": "TEXT", "help": "why; for the log, and for who asks later"}),
+            ("--reason", {"type": reason, "metavar": "TEXT", "help": "why; for the log, and for who asks later"}),
         ),
         _allow_question,
         lambda value, _args, screen: ctl_allow.allowed(value, screen),
@@ -360,7 +304,7 @@ COMMANDS = (
             (
                 "-n",
                 {
-                    "type": _number,
+                    "type": number,
                     "metavar": "N",
                     "help": f"the newest so many (default: {ctl_history.SHOWN}; with -0: {ctl_history.MAX_MESSAGES})",
                 },
@@ -382,7 +326,7 @@ COMMANDS = (
             ACCOUNT,
             SINCE,
             VERDICT,
-            ("--client", {"type": _typed, "metavar": "ADDRESS", "help": "only messages that came from this address"}),
+            ("--client", {"type": typed, "metavar": "ADDRESS", "help": "only messages that came from this address"}),
             ("--queue", {"choices": ("hold", "deferred", "active", "incoming"), "help": "only messages in this queue"}),
             *(
                 (f"--{order}", {"dest": "order", "action": _OneOf, "const": order, "nargs": 0, "help": does})

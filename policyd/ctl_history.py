@@ -12,7 +12,7 @@ import re
 from urllib.parse import urlencode
 
 from policyd.ctl_client import USAGE, Ask, CtlError, Question, Told
-from policyd.ctl_text import Column, Json, Screen, counted, moment, printable, table
+from policyd.ctl_layout import Column, Json, Screen, counted, moment, printable, table
 from policyd.durations import parse_duration
 
 VERDICTS = ("passed", "held", "refused", "warned")

@@ -22,7 +22,7 @@ from datetime import datetime
 from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
-from policyd.ctl_text import Json
+from policyd.ctl_layout import Json
 
 TOLERANCE = 1.0
 """Seconds by which two clocks of one computer may differ: policyd's is read once for all that arrived together."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
-from policyd import ctl_text
+from policyd import ctl_layout, ctl_text
 from policyd.ctl_client import Ask, Question
-from policyd.ctl_text import Json, Screen, fitted, printable
+from policyd.ctl_layout import Json, Screen, fitted, printable
 
 SORTS = ("messages", "recipients", "refused")
 """What one can sort by, in the order in which the key goes through them."""
@@ -152,7 +152,7 @@ def _told(by_name: dict[str, float]) -> str:
 def _problems(problems: Sequence[str], most: int) -> list[str]:
     if not problems:
         return []
-    shown = [f"{ctl_text.INDENT}- {problem}" for problem in problems]
+    shown = [f"{ctl_layout.INDENT}- {problem}" for problem in problems]
     return _part(["PROBLEMS", *shown], len(problems), most, "problems")
 
 

@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from policyd.ctl_layout import shell_word
 from policyd.ctl_postconf import Postfix, Smtpd
 from policyd.ctl_restrictions import ASK, WARN, PolicyService, alone, expand, joined, parse_policy_service, words
-from policyd.ctl_text import shell_word
 from policyd.endpoints import parse_endpoint
 
 TIMEOUT = "10s"

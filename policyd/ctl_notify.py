@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from policyd.ctl_client import REFUSED, CtlError
-from policyd.ctl_text import Json, printable
+from policyd.ctl_layout import Json, printable
 
 INDENT = "  "
 

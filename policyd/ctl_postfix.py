@@ -18,7 +18,7 @@ from typing import IO, NamedTuple
 from policyd.ctl_client import REFUSED, CtlError
 from policyd.ctl_history import QUEUE_ID
 from policyd.ctl_join import Envelope, Queued
-from policyd.ctl_text import Json
+from policyd.ctl_layout import Json
 
 MAX_LINE = 64 * 1024 * 1024
 """Bytes of one message in the queue's list: some 100,000 recipients, each with the reason why it was deferred."""

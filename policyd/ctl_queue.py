@@ -20,8 +20,8 @@ from urllib.parse import urlencode
 from policyd.ctl_client import DONE, REFUSED, USAGE, Ask, CtlError, Question, Told
 from policyd.ctl_history import MAX_MESSAGES, QUEUE_ID, question
 from policyd.ctl_join import Envelope, Past, Queued, match, objection, past
+from policyd.ctl_layout import Column, Screen, counted, moment, printable, shell_word, table
 from policyd.ctl_postfix import ORDERS, Envelopes, Order, Postfix
-from policyd.ctl_text import Column, Screen, counted, moment, printable, shell_word, table
 
 MAX_IDS = 100
 """Queue ids that the daemon takes in one question."""

@@ -24,8 +24,8 @@ from typing import Any
 
 from policyd import ctl_look
 from policyd.ctl_client import DONE, REFUSED, USAGE, Ask, CtlError, Question, Told
+from policyd.ctl_layout import Screen
 from policyd.ctl_look import SORTS, STRANGE, Look, Rates, Size
-from policyd.ctl_text import Screen
 
 MOST_ROWS = 200
 """Accounts and locks that are asked for at most, however high the terminal is."""

@@ -12,29 +12,22 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
+from policyd import records
 from policyd.accounts import Account
+from policyd.chores import Chores, in_pieces
 from policyd.database import Batch, DamagedDatabaseError, Database, Stored, set_aside
 from policyd.history import FOR_EVER, MAX_WAITING
 from policyd.locks import Report
 from policyd.notices import Notices
 from policyd.patience import LOCK_PATIENCE, Patience
 from policyd.policy import Policy
-from policyd.records import (
-    Span,
-    account_record,
-    allowance_records,
-    lock_record,
-    restore_account,
-    restore_allowance,
-    restore_lock,
-)
 
 T = TypeVar("T")
 
@@ -44,9 +37,6 @@ COLLECT = 0.9
 SLICE = 50
 """Accounts that are copied, or taken back, in one turn of the reactor."""
 
-
-AT_ONCE = 100
-"""Pieces of work on all accounts (64 there are, and one for each 1,000 accounts) that are done in one turn: 20 ms."""
 
 MOST = 1000
 """Accounts that are stored at one look, in one transaction: 1,100 a second. Where more than that send, answering them
@@ -99,13 +89,12 @@ class Storage:
         self._boot = boot
         self._report = report
         self._in_reactor = in_reactor
-        self._span = Span(self._ahead())
+        self._span = records.Span(self._ahead())
         self._latest = self._span.offset
         self._hooks: set[str] = set()
         self._decided: set[str] | None = set()
         """Accounts that were locked or freed before the database was taken in; None once it is."""
-        self._chores: deque[Iterator[None]] = deque()
-        """Long work, of which a piece is done in each turn of the reactor."""
+        self._chores = Chores()
         self._database: Database | None = None
         self._batch = Batch()
         """What the thread is to write next."""
@@ -169,7 +158,7 @@ class Storage:
     def close(self) -> None:
         """Write what is left, as far as that can be done within a moment."""
         changed, ends = self._policy.accounts.changed, self._clock.seconds() + CLOSE_PATIENCE
-        for _ in chain(*self._chores):
+        for _ in self._chores.rest():
             if self._clock.seconds() >= ends:
                 break
         while changed and self._clock.seconds() < ends:
@@ -193,8 +182,7 @@ class Storage:
         now = self._clock.seconds()
         accounts = self._policy.accounts
         try:
-            if self._chores and next(self._chores[0], self) is self:
-                self._chores.popleft()
+            self._chores.go_on()
             for name in list(islice(reversed(accounts.stored), SLICE)):
                 accounts.peek(name, now)
             if not self._to_look_at:
@@ -216,7 +204,7 @@ class Storage:
         for _ in range(number):
             account = changed.popleft()
             account.changed = False
-            self._collected.accounts[account.name] = account_record(account, self._span, now)
+            self._collected.accounts[account.name] = records.account_record(account, self._span, now)
 
     def _hand_over(self, messages: int = 0) -> None:
         """Have the thread write what has been collected, all locks, and so many messages of the history at the most."""
@@ -229,9 +217,9 @@ class Storage:
             lock = account.lock
             if self._decided is not None:
                 self._decided.add(name)
-            batch.locks[name] = None if lock is None else lock_record(account, lock, self._span, now)
+            batch.locks[name] = None if lock is None else records.lock_record(account, lock, self._span, now)
         accounts.locks_changed.clear()
-        batch.allowances = allowance_records(accounts.allowances.hand_over(), self._span, now)
+        batch.allowances = records.allowance_records(accounts.allowances.hand_over(), self._span, now)
         batch.hooks = self._policy.tally.hooks - self._hooks
         self._hooks |= batch.hooks
         if self.notices is not None:
@@ -264,11 +252,13 @@ class Storage:
         accounts, now = self._policy.accounts, self._clock.seconds()
         decided = self._decided = (self._decided or set()) | accounts.locks_changed.keys()
         ahead = self._ahead()
-        self._policy.allowing.restore(restore_allowance(known, span, now, ahead) for span, known in stored.allowances)
+        self._policy.allowing.restore(
+            records.restore_allowance(known, span, now, ahead) for span, known in stored.allowances
+        )
         for span, record in sorted(stored.locks, key=lambda lock: lock[1].since):
             if record.account not in decided:
                 account = accounts.get(record.account, now)
-                accounts.restore_lock(account, restore_lock(record, span, now, ahead))
+                accounts.restore_lock(account, records.restore_lock(record, span, now, ahead))
         tally = self._policy.tally
         tally.hooks |= stored.hooks
         self._hooks |= stored.hooks
@@ -276,12 +266,12 @@ class Storage:
         accounts.stored = stored.accounts
         if self.notices is not None:
             self.notices.restore(stored.notices, now)
-        self._do(self._taking_in(decided))
+        self._chores.begin(self._taking_in(decided))
 
     def _taking_in(self, decided: set[str]) -> Iterator[None]:
         """Add to the accounts that are at work already what is stored of them; those that come get it when they do."""
         accounts = self._policy.accounts
-        for some in self._slices():
+        for some in in_pieces(self._policy.accounts):
             for account in some:
                 name = account.name
                 record = accounts.stored.pop(name, None)
@@ -291,21 +281,10 @@ class Storage:
             yield
         self._decided = None
 
-    def _do(self, chore: Iterator[None]) -> None:
-        """Do some work on all accounts: at once as far as that takes no long time, the rest by and by."""
-        if sum(1 for _ in islice(chore, AT_ONCE)) == AT_ONCE:
-            self._chores.append(chore)
-
-    def _slices(self) -> Iterator[list[Account]]:
-        """Yield all accounts in the table, some at a time."""
-        for portion in self._policy.accounts.portions():
-            for start in range(0, len(portion), 20 * SLICE):
-                yield portion[start : start + 20 * SLICE]
-
-    def _recall(self, account: Account, stored: tuple[Span, str], now: float) -> None:
+    def _recall(self, account: Account, stored: tuple[records.Span, str], now: float) -> None:
         span, text = stored
         try:
-            restore_account(account, text, span, now)
+            records.restore_account(account, text, span, now)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             account.forget_counts()
             if not self.damage:  # there may be thousands
@@ -403,7 +382,7 @@ class Storage:
         self.damage = f"the database was damaged ({error}){kept}; a new one has what was in memory"
         self._latest = self._span.offset  # the new file does not know of a step of the clock yet
         accounts = self._policy.accounts
-        self._do(self._noting_all())
+        self._chores.begin(self._noting_all())
         accounts.locks_changed.update((account.name, account) for account in accounts.locked)
         accounts.allowances.note_all()
         self._hooks.clear()
@@ -412,7 +391,7 @@ class Storage:
 
     def _noting_all(self) -> Iterator[None]:
         """Have all accounts stored; those that change place meanwhile have it noted by what they do."""
-        for some in self._slices():
+        for some in in_pieces(self._policy.accounts):
             for account in some:
                 self._policy.accounts.note_change(account)
             yield

@@ -296,7 +296,17 @@ def test_starting_loads_nothing_slow() -> None:
     loaded = output.stdout.split()
     ours = {name for name in loaded if name.partition(".")[0] == "policyd"}
     rooms = (
-        *("ctl", "ctl_allow", "ctl_client", "ctl_commands", "ctl_history", "ctl_notify", "ctl_text"),
+        *(
+            "ctl",
+            "ctl_allow",
+            "ctl_arguments",
+            "ctl_client",
+            "ctl_commands",
+            "ctl_history",
+            "ctl_layout",
+            "ctl_notify",
+            "ctl_text",
+        ),
         *("durations", "paths", "sizes"),
     )
     assert ours == {"policyd", *(f"policyd.{room}" for room in rooms)}

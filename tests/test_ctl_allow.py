@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policyd import ctl_allow, ctl_text
-from policyd.ctl_text import Screen
+from policyd.ctl_layout import Screen
 from tests.control_socket import ControlSocket, line_of, listening, policyctl, run, said
 from tests.test_ctl_text import ANNA, BY_HAND, HALF_HOUR, NOW, PIPE, VIENNA
 

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from policyd import ctl_history
-from policyd.ctl_text import Screen
+from policyd.ctl_layout import Screen
 from tests.control_socket import ControlSocket, line_of, listening, run, said
 from tests.test_ctl_text import NOW, PIPE, VIENNA
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from policyd.ctl_layout import Screen, fitted
 from policyd.ctl_look import Look, Rates, Size, as_json, away, following, interval, lines, look, rates
-from policyd.ctl_text import Screen, fitted
 from tests.control_socket import BUSY, LOCK, STATUS
 
 NOW = datetime(2026, 11, 23, 11, 0, 0, tzinfo=timezone.utc)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from policyd import ctl_text
-from policyd.ctl_text import Screen
+from policyd.ctl_layout import Screen
 
 VIENNA = timezone(timedelta(hours=1))
 NOW = datetime(2026, 11, 23, 11, 0, 0, tzinfo=timezone.utc)
