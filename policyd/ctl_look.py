@@ -14,7 +14,7 @@ from policyd import ctl_layout, ctl_text
 from policyd.ctl_client import Ask, Question
 from policyd.ctl_layout import Json, Screen, fitted, printable
 
-SORTS = ("messages", "recipients", "refused")
+SORTS = ("messages", "recipients", "clients", "senders", "bytes", "refused")
 """What one can sort by, in the order in which the key goes through them."""
 
 STRANGE = "the daemon's answer is not what policyctl expects: is policyd of the same version?"

@@ -134,7 +134,7 @@ def test_the_socket_that_is_named_is_asked(daemon: ControlSocket, tmp_path: Path
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["accounts", "--sort", ""], ["messages", "recipients", "refused"]),
+        (["accounts", "--sort", ""], ["messages", "recipients", "clients", "senders", "bytes", "refused"]),
         (["accounts", "--sort", "rec"], ["recipients"]),
         (["accounts", "-n", ""], []),
         (["lock", "--reason", ""], []),
