@@ -95,6 +95,7 @@ class AllowanceDesk:
         return {
             "account": allowance.account,
             "limit": allowance.limit,
+            "counts": allowance.kind.partition(" ")[0],
             "max": allowance.max,
             "since": utc(allowance.since),
             "until": utc(self._policy.allowing.until(allowance, now)),

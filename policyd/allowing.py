@@ -15,6 +15,7 @@ from policyd.allowances import MAX_ALLOWANCES, MAX_TIME, Allowance, kind
 from policyd.durations import format_duration
 from policyd.limits import MIN_PER_MESSAGE, Limit, Rules
 from policyd.locks import Report, utc
+from policyd.maxima import too_much
 from policyd.yamlnodes import suggestion
 
 AT_ONCE = 50
@@ -36,6 +37,8 @@ class Wanted:
     until: float | None
     """Wall clock, seconds since the epoch."""
     reason: str | None
+    in_bytes: bool = False
+    """Whether the maximum was given as a size."""
 
 
 class Allowing:
@@ -54,10 +57,7 @@ class Allowing:
         limit = limit_named(self._accounts.rules, wanted.limit)
         if limit is None:
             return f"limit: there is no limit of this name, {suggestion(wanted.limit, names(self._accounts.rules))}"
-        few = wanted.max is not None and wanted.max < MIN_PER_MESSAGE
-        if few and limit.period is None and limit.count == "recipients":
-            return f"max: want at least {MIN_PER_MESSAGE} recipients per message (RFC 5321 4.5.3.1.8)"
-        if (problem := self._objection_to_end(wanted, now)) is not None:
+        if (problem := _objection_to_max(wanted, limit) or self._objection_to_end(wanted, now)) is not None:
             return problem
         if not self._accounts.allowances.has_room(wanted.account, wanted.limit):
             return f"there are {MAX_ALLOWANCES} allowances, which is all there may be: disallow some first"
@@ -133,6 +133,16 @@ class Allowing:
             "until": utc(self.until(allowance, now)),
             "reason": allowance.reason,
         }
+
+
+def _objection_to_max(wanted: Wanted, limit: Limit) -> str | None:
+    few = wanted.max is not None and wanted.max < MIN_PER_MESSAGE
+    if few and limit.period is None and limit.count == "recipients":
+        return f"max: want at least {MIN_PER_MESSAGE} recipients per message (RFC 5321 4.5.3.1.8)"
+    if wanted.in_bytes and limit.count != "bytes":
+        return f"max: want a whole number of {limit.count}, a size is for bytes"
+    most = None if wanted.max is None else too_much(limit.count, wanted.max)
+    return f"max: want {most}" if most else None
 
 
 def names(rules: Rules) -> list[str]:

@@ -20,6 +20,7 @@ from policyd.limits import UNTIL_UNLOCKED
 from policyd.locks import utc
 from policyd.maxima import MAX_MAX, UNLIMITED
 from policyd.sections import MAX_LOCK
+from policyd.sizes import parse_size
 from policyd.survey import Json, Sort
 
 MAX_NAME = 64 * 1024
@@ -310,8 +311,11 @@ def _allowance(call: Call) -> WantedAllowance:
     """Return what a person wants to allow."""
     account, limit = call.text("account"), call.text("limit")
     most = call.values.get("max")
+    size = _size(most)
     if most == UNLIMITED:
         most = None
+    elif size:
+        most = size
     elif type(most) is not int or not 1 <= most <= MAX_MAX:
         raise RefusedError(f"max: want a whole number from 1 to {MAX_MAX}, or {UNLIMITED}")
     duration, date = call.values.get("for"), call.values.get("until")
@@ -319,7 +323,16 @@ def _allowance(call: Call) -> WantedAllowance:
         raise RefusedError("want either for or until; what is permanent is an override in the config")
     reason = call.text("reason", MAX_REASON).strip() if call.values.get("reason") else None
     seconds = None if duration is None else _seconds(duration)
-    return WantedAllowance(account, limit, most, seconds, None if date is None else _date(date), reason or None)
+    until = None if date is None else _date(date)
+    return WantedAllowance(account, limit, most, seconds, until, reason or None, in_bytes=bool(size))
+
+
+def _size(text: Any) -> int | None:
+    """Return the bytes of a size with a unit."""
+    try:
+        return parse_size(text) if isinstance(text, str) and not text.isdigit() else None
+    except ValueError:
+        return None
 
 
 def _seconds(duration: Any) -> float:

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta, timezone, tzinfo
 
 from policyd.ctl_client import USAGE, CtlError, Question
 from policyd.ctl_layout import Column, Json, Screen, fields, moment, printable, table, unlock_command, when
+from policyd.sizes import parse_size, short_size
 
 UNLIMITED = "unlimited"
 
@@ -53,6 +54,8 @@ def maximum(text: str) -> int | str:
     """Return the maximum that was typed; raises ArgumentTypeError."""
     if text == UNLIMITED:
         return text
+    if re.fullmatch(r"[0-9]{1,13}[kKmMgGtT]", text) and parse_size(text):
+        return text
     if not re.fullmatch(r"[0-9]{1,13}", text) or not int(text):
         raise argparse.ArgumentTypeError(f"want a whole number above 0, or unlimited, got {text!r}")
     return int(text)
@@ -83,11 +86,12 @@ def allowed(value: Json, screen: Screen) -> list[str]:
     name, lock, before = value["account"], value["lock"], value["before"]
     lines = [f"{name} may send {_amount(value, value['max'])}"]
     told = [
-        ("limit", value["limit"] + _compared(value["max"], value["usual_max"])),
+        ("limit", value["limit"] + _compared(value)),
         ("until", f"{when(value['until'], screen)}, which is {_in_utc(value['until'])}"),
     ]
     if before:
-        told += [("in place of", f"{_number(before['max'])} until {when(before['until'], screen)}, by {before['by']}")]
+        most = _number(value, before["max"])
+        told += [("in place of", f"{most} until {when(before['until'], screen)}, by {before['by']}")]
     lines += fields(*told)
     if lock:
         lines += [f"{name} is LOCKED all the same: {lock['reason']}", *fields(("to unlock", unlock_command(name)))]
@@ -112,7 +116,7 @@ def allowances(value: Json, screen: Screen) -> list[str]:
         (
             each["account"],
             each["limit"] if each["in_force"] else f"{each['limit']} (no such limit now)",
-            _number(each["max"]),
+            _number(each, each["max"]),
             when(each["until"], screen),
             each["by"],
             each["reason"] or "-",
@@ -128,7 +132,7 @@ def disallowed(value: Json, limit: str | None, screen: Screen) -> list[str]:
     lines = [
         f"{name}: {each['limit']} "
         + (f"is back to {_amount(each, each['usual_max'])}" if each["per"] else "is no limit now")
-        + f"; it was {_number(each['max'])} until {moment(each['until'], screen)}"
+        + f"; it was {_number(each, each['max'])} until {moment(each['until'], screen)}"
         for each in value["disallowed"]
     ]
     nothing = f"{name} had no allowance" + (f" for {limit}" if limit else "")
@@ -137,20 +141,24 @@ def disallowed(value: Json, limit: str | None, screen: Screen) -> list[str]:
 
 def _amount(value: Json, most: int | None) -> str:
     where = "one message" if value["per"] == "message" else value["per"]
-    return f"{_number(most)} {value['counts']} in {where}"
+    return f"{_number(value, most)} {value['counts']} in {where}"
 
 
-def _compared(most: int | None, usual: int | None) -> str:
+def _compared(value: Json) -> str:
     """Return what would hold without the allowance, and whether that is less for the account."""
+    most, usual = value["max"], value["usual_max"]
     if most == usual:
         return ", which is what the config says anyway"
     if most is not None and (usual is None or most < usual):
-        return f", which is LESS than the {_number(usual)} of the config"
-    return f", {_number(usual)} without the allowance"
+        return f", which is LESS than the {_number(value, usual)} of the config"
+    return f", {_number(value, usual)} without the allowance"
 
 
-def _number(most: int | None) -> str:
-    return UNLIMITED if most is None else str(most)
+def _number(value: Json, most: int | None) -> str:
+    """Return a maximum of what is counted; one of bytes as a size."""
+    if most is None:
+        return UNLIMITED
+    return short_size(most) if value.get("counts") == "bytes" else str(most)
 
 
 def _in_utc(text: str) -> str:

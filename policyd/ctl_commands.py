@@ -256,7 +256,14 @@ COMMANDS = (
         (
             ACCOUNT,
             ("limit", {**_LIMIT, "help": "a limit of the config: policyctl status ACCOUNT shows them"}),
-            ("max", {"metavar": "MAX", "type": ctl_allow.maximum, "help": "how many may pass: a number, or unlimited"}),
+            (
+                "max",
+                {
+                    "metavar": "MAX",
+                    "type": ctl_allow.maximum,
+                    "help": "how many may pass: a number, 2G of bytes, or unlimited",
+                },
+            ),
             ("--for", {"dest": "duration", "type": duration, "metavar": "24h", "help": "for this time: 30m, 24h, 7d"}),
             (
                 "--until",

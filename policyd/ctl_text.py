@@ -220,23 +220,20 @@ def _allowances(limits: Json, screen: Screen) -> list[str]:
     told = (
         (
             limit["name"],
-            f"{_maximum(limit['max'])} until {when(given['until'], screen)}, else {_maximum(given['usual_max'])};"
-            f" by {given['by']}" + (f": {given['reason']}" if given["reason"] else ""),
+            f"{_number(limit, 'max')} until {when(given['until'], screen)}, "
+            f"else {_number({**limit, **given}, 'usual_max')}; by {given['by']}"
+            + (f": {given['reason']}" if given["reason"] else ""),
         )
         for limit, given in allowed
     )
     return ["", "allowances", *fields(*told)] if allowed else []
 
 
-def _maximum(number: int | None) -> str:
-    return "unlimited" if number is None else str(number)
-
-
 def _limit(limit: Json) -> tuple[str, str, str]:
     """Return what is counted, the share of the maximum, and when the count will fall."""
     maximum, count = limit["max"], limit["count"]
     if limit["per"] == "message":
-        return f"{'unlimited' if maximum is None else maximum} in one message", "", ""
+        return f"{_number(limit, 'max')} in one message", "", ""
     resets = "" if limit["resets_in"] is None else f"oldest leaves {ahead(limit['resets_in'])}"
     if maximum is None:
         return "unlimited" if count is None else f"{_number(limit, 'count')} in {limit['per']}, unlimited", "", resets
@@ -252,7 +249,10 @@ def _share(limit: Json) -> str:
 
 def _number(value: Json, key: str) -> str:
     """Return a number of what is counted; one of bytes as a size."""
-    return short_size(value[key]) if value.get("counts") == "bytes" else str(value[key])
+    number = value[key]
+    if number is None:
+        return "unlimited"
+    return short_size(number) if value.get("counts") == "bytes" else str(number)
 
 
 def _percent(count: int, maximum: int) -> str:

@@ -56,6 +56,12 @@ def maximum_or_unlimited(value: Value, kind: Kind) -> int | None:
     return most
 
 
+def too_much(count: Count | None, most: int) -> str | None:
+    """Return what is wanted in place of a maximum that is too large; None: it is not."""
+    largest, wanted = _AT_MOST.get(count, (MAX_MAX, f"a whole number of at most {MAX_MAX}"))
+    return wanted if most > largest else None
+
+
 def check_minimum(value: Value, most: int) -> None:
     """Refuse a maximum of recipients in one message that a server must not have."""
     if 0 < most < MIN_PER_MESSAGE:
@@ -66,10 +72,9 @@ def _bounded(value: Value, kind: Kind, wanted: str) -> int | None:
     number = _size(value) if kind.count in ("bytes", None) else None
     if number is None:
         number = value.whole_number(wanted)
-    most, at_most = _AT_MOST.get(kind.count, (MAX_MAX, f"a whole number of at most {MAX_MAX}"))
     if number is not None and number < 1:
         value.refuse(wanted)
-    elif number is not None and number > most:
+    elif number is not None and (at_most := too_much(kind.count, number)):
         value.refuse(at_most)
     return number
 

@@ -102,3 +102,27 @@ def test_hostile_senders_are_counted_and_shown_nowhere(tmp_path: Path) -> None:
         shown = daemon.ctl("status", ANNA).stdout + daemon.stderr
         assert not any(isinstance(sender, str) and sender in shown for sender in hostile if sender != "-x")
         assert all(b"xxxxxxxx" not in file.read_bytes() for file in tmp_path.iterdir())
+
+
+def test_an_allowance_of_bytes_is_a_size(tmp_path: Path) -> None:
+    """What a person types and reads is a size; more is not allowed than may be a maximum."""
+    with Policyd(config(tmp_path)) as daemon:
+        told = daemon.ctl("allow", ANNA, "bytes-per-day", "2G", "--for", "2h").stdout.splitlines()
+        assert told[0] == f"{ANNA} may send 2G bytes in 1d"
+        assert told[1].split() == ["limit", "bytes-per-day,", "5M", "without", "the", "allowance"]
+        assert send(daemon, "192.0.2.1", size=1024**3) == "DUNNO"
+        shown = daemon.ctl("status", ANNA).stdout
+        assert "1G of 2G in 1d" in shown
+        assert "  bytes-per-day  2G until " in shown
+        assert ", else 5M; by " in shown
+        assert " 2G  " in daemon.ctl("allowances").stdout
+        assert "it was 2G until " in daemon.ctl("disallow", ANNA).stdout
+        for limit, most, why in (
+            ("clients-per-hour", "1001", "want a whole number of at most 1000 clients"),
+            ("clients-per-hour", "1k", "want a whole number of clients, a size is for bytes"),
+            ("bytes-per-day", "1025T", "want a size of at most 1024T"),
+        ):
+            refused = daemon.ctl("allow", ANNA, limit, most, "--for", "2h")
+            assert refused.returncode == 1
+            assert f"max: {why}" in refused.stderr
+        assert daemon.ctl("allow", ANNA, "bytes-per-day", "0G", "--for", "2h").returncode == 2
