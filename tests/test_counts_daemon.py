@@ -90,9 +90,9 @@ def test_a_reload_changes_a_maximum_and_keeps_what_was_seen(tmp_path: Path) -> N
 
 
 def test_hostile_senders_are_counted_and_shown_nowhere(tmp_path: Path) -> None:
-    """Nobody's terminal, log or database gets to see them."""
+    """Nobody's terminal or log gets to see them, nor does the database where it keeps no history."""
     hostile: list[str | bytes] = ["x" * 10_000, "a\x1b[2Jb", "{account}", "-x", "\u202egpj", b"\xff\xfe"]
-    with Policyd(config(tmp_path, senders=len(hostile))) as daemon:
+    with Policyd(config(tmp_path, senders=len(hostile)) + "history: 0\n") as daemon:
         for sender in hostile:
             assert send(daemon, "192.0.2.1", sender) == "DUNNO"
         assert send(daemon, "192.0.2.1", "x" * 10_001) == "REJECT 5.7.1 7 senders"
