@@ -280,7 +280,11 @@ class Policy:
         """Count the true size of a message that was counted before it was known, or return what that exceeds."""
         if not transaction.message_counted:
             return PASS
-        return self._said(charges.settle(transaction, size_of(request), now), request, transaction.account, now)
+        account, found = transaction.account, charges.settle(transaction, size_of(request), now)
+        answer = self._said(found, request, account, now)
+        if found.stop is None and account.rules.warn_at is not None:
+            self._nearing.look_at(account, account.rules.warn_at, now)
+        return answer
 
     def _locked(self, account: Account) -> Verdict | None:
         """Return the answer of the account's lock if that is in force; while all is observed, only a person's is."""

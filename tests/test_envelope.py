@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from policyd.limits import Rules
+from policyd.limits import Limits, Rules
 from policyd.wire import MAX_LINE
 from tests.asking import ANNA, Connection, Mail, limit, override
 
@@ -388,3 +388,19 @@ def test_accounts_are_sorted_by_what_they_have() -> None:
     assert [each["account"] for each in mail.desk.accounts(mail.now, "clients", 9)] == ["bert", "anna", "cleo"]
     assert [each["account"] for each in mail.desk.accounts(mail.now, "bytes", 2)] == ["cleo", "anna"]
     assert [each["account"] for each in mail.desk.accounts(mail.now, "senders", 9, 30.0)] == ["bert"]
+
+
+def test_who_comes_near_to_a_maximum_is_warned_of() -> None:
+    """By another client, another sender, or by the true size, which may be known only at the end."""
+    rules = Rules(
+        Limits([limit("clients", 5, "1h"), limit("senders", 5, "1h"), limit("bytes", 1000, "1h")]), warn_at=80
+    )
+    mail = Mail(rules=rules)
+    for number in range(4):
+        assert mail.told("near-limit") == []
+        send(mail, f"192.0.2.{number}", f"s{number % 2}@example.com")
+    assert [(told["limit"], told["count"]) for told in mail.told("near-limit")] == [("clients", 4)]
+    connection = mail.connection()
+    data(connection, "192.0.2.1", "s1@example.com")
+    assert eom(connection, 800) == "DUNNO"
+    assert [(told["limit"], told["count"]) for told in mail.told("near-limit")] == [("clients", 4), ("bytes", 800)]
