@@ -28,6 +28,10 @@ QUIET = 600
 NO_DATA = "no DATA requests seen"
 """How the daemon's own problem begins that has a fault of its own here."""
 
+CLOSED = "permission denied"
+"""How ctl_client begins to tell that a control socket is there, and closed to the caller."""
+
+RESTART = "systemctl restart policyd"
 LOG = "journalctl -u policyd -n 50"
 
 WIDTH = 100
@@ -69,20 +73,23 @@ def diagnosis(
     wiring = Wiring(postfix, is_ours, mending)
     sockets = Sockets(postfix, listening, is_ours, mending, world, is_running=away is None)
     faults: list[Fault] = []
-    if away is not None:
+    is_closed = away is not None and away.startswith(CLOSED)
+    if away is not None and not is_closed:
         why = "Postfix gives every request default_action, and nothing is limited."
-        faults.append(Fault("not-running", away, why, (START,)))
+        faults.append(Fault("not-running", away, why, (START if "not running" in away else RESTART,)))
     if not concerned:
         faults.append(_nobody_logs_in(postfix))
     faults += wiring.faults(concerned, _limits(status))
     faults += sockets.faults(postfix.smtpds)
     notes = [*wiring.notes, *sockets.notes, *postfix.warnings]
+    if is_closed:
+        notes.append(f"not seen: how policyd is: {away}")
     if away is None:
         faults += _daemon_faults(status, attributes)
         notes += _daemon_notes(status, attributes)
     return {
         "postfix": postfix.folder,
-        "running": away is None,
+        "running": None if is_closed else away is None,
         "faults": [asdict(fault) for fault in faults],
         "notes": list(dict.fromkeys(notes)),
     }

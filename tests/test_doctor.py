@@ -341,6 +341,21 @@ def test_postfix_is_checked_while_the_daemon_is_away(tmp_path: Path) -> None:
     assert text(value)[0] == "1. policyd is not running"
 
 
+def test_daemon_that_hangs_is_to_be_restarted(tmp_path: Path) -> None:
+    """To start it would do nothing."""
+    (fault,) = diagnose(write(tmp_path, MAIN), away="policyd has not answered within 10 s: it hangs, see its log")[
+        "faults"
+    ]
+    assert (fault["code"], fault["mend"]) == ("not-running", ("systemctl restart policyd",))
+
+
+def test_daemon_that_is_closed_to_the_caller_is_a_note(tmp_path: Path) -> None:
+    """Whoever may not ask it cannot know that it is away."""
+    value = diagnose(write(tmp_path, MAIN), away="permission denied on /run/policyd/control.sock")
+    assert (value["faults"], value["running"]) == ([], None)
+    assert value["notes"] == ["not seen: how policyd is: permission denied on /run/policyd/control.sock"]
+
+
 def test_a_misspelt_address_is_set_right(tmp_path: Path) -> None:
     """Where policyd is asked nowhere, an address where nobody listens is taken for it."""
     write(tmp_path, {**MAIN, "policyd": POLICYD.replace("10045", "10046")})
