@@ -249,11 +249,11 @@ def test_notices_are_kept_until_they_are_done_with(path: Path) -> None:
     assert dict(load(path).notices) == {"b": "3", "c": "4"}
 
 
-def test_a_database_of_schema_3_gets_a_place_for_notices(path: Path) -> None:
+def test_a_database_of_schema_5_gets_a_place_for_notices(path: Path) -> None:
     """What else is in it stays."""
     write(path, accounts_of(account("anna", "as it was")))
     with closing(sqlite3.connect(path)) as older:
-        older.executescript("DROP TABLE notices; PRAGMA user_version = 3;")
+        older.executescript("DROP TABLE notices; PRAGMA user_version = 5;")
     write(path, Batch(notices={"a": "1"}))
     stored = load(path)
     assert (list(stored.accounts), dict(stored.notices)) == (["anna"], {"a": "1"})

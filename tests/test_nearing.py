@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policyd.accounts import Account
+from policyd.allowing import Wanted
 from policyd.limits import Limit, Limits, Rules
 from policyd.nearing import Nearing
 from tests.asking import ANNA, BERT, Mail, limit, override
@@ -141,3 +142,33 @@ def test_what_is_remembered_of_warnings_is_bounded() -> None:
     for number in range(10):
         look_at(f"v{number}", 200.0)
     assert len(nearing) == 10
+
+
+def test_limits_of_what_messages_have_warn_too() -> None:
+    """Of different senders; and of bytes, whose true size is known at the end, and stops only what exceeds."""
+    desk = mail(limit("senders", 5, "30m", name="s"), limit("bytes", 1000, "30m", name="b"))
+    connection = desk.connection()
+    for number in range(4):
+        connection.rset()
+        connection.rcpt()
+        connection.ask(protocol_state="DATA", recipient_count=1, sender=f"a{number}@example.com", size=100)
+    assert [(told["limit"], told["count"]) for told in desk.told("near-limit")] == [("s", 4)]
+    answer = connection.ask(protocol_state="END-OF-MESSAGE", recipient_count=1, sender="a3@example.com", size=600)
+    assert answer == "DUNNO"
+    assert [(told["limit"], told["count"]) for told in desk.told("near-limit")] == [("s", 4), ("b", 900)]
+    connection.rset()
+    connection.rcpt()
+    assert connection.ask(protocol_state="DATA", recipient_count=1, sender="a3@example.com", size=101).startswith(
+        "REJECT"
+    )
+
+
+def test_an_allowance_is_what_an_account_comes_near_to() -> None:
+    """For as long as it holds."""
+    desk = mail(limit("messages", 10, "30m", name="m"))
+    allowances = desk.desk.allowances
+    allowances.allow(Wanted(ANNA, "m", 20, 3600.0, None, None), "desk", None, desk.now)
+    desk.send(15)
+    assert warned(desk) == []
+    desk.send()
+    assert warned(desk) == [(ANNA, 16)]
