@@ -5,17 +5,21 @@ The shapes are documented in docs/control.md; keys may be added, never renamed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
 from policyd import __version__
-from policyd.accounts import Account
+from policyd.accounts import Account, Lock
 from policyd.allowance_desk import AllowanceDesk
 from policyd.limits import Limit, Rules
 from policyd.locks import utc
 from policyd.policy import Policy
 from policyd.survey import Json, Sort, Survey, limits_shown
 from policyd.tally import HOOKS, OTHER_STATES, STATES
+
+_REASON = re.compile(r"more than \S+ (\w+) in ")
+"""See Limit.reason."""
 
 LOCKS = 20
 """Locks that are shown in one piece."""
@@ -165,12 +169,18 @@ class Desk:
             "since": utc(lock.since),
             "until": None if lock.until is None else utc(lock.until),
             "limit": lock.limit,
-            "counts": next((limit.count for limit in account.limits if limit.name == lock.limit), None),
+            "counts": _counted(lock),
             "count": lock.count,
             "by": lock.by,
             "reason": lock.reason,
             "action": lock.verdict.word,
         }
+
+
+def _counted(lock: Lock) -> str | None:
+    """Return what the limit that made a lock counts; the limit itself may be gone by now."""
+    found = None if lock.limit is None else _REASON.match(lock.reason)
+    return found[1] if found else None
 
 
 def _evidence(account: Account) -> Json | None:

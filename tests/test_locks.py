@@ -56,6 +56,7 @@ def test_a_limit_that_locks_shows_why() -> None:
         "until": None,
         "limit": "messages-per-half-hour",
         "count": 501,
+        "counts": "messages",
         "by": "policyd",
         "reason": "more than 500 messages in 30m",
         "action": "REJECT",
