@@ -74,8 +74,13 @@ def _as_bytes(character: str) -> str:
 
 def unlock_command(account: str) -> str:
     """Return what to type to unlock an account."""
+    return f"policyctl unlock {account_word(account)}"
+
+
+def account_word(account: str) -> str:
+    """Return what to type behind a command to name an account."""
     word = shell_word(account)
-    return f"policyctl unlock {'-- ' if word.startswith('-') else ''}{word}"
+    return f"-- {word}" if word.startswith("-") else word
 
 
 def counted(number: int, noun: str) -> str:

@@ -7,6 +7,7 @@ from policyd.ctl_layout import (
     Column,
     Json,
     Screen,
+    account_word,
     ahead,
     counted,
     fields,
@@ -76,9 +77,14 @@ def _evidence(value: Json, screen: Screen) -> list[str]:
         told += [("sent", sent)]
     for key, each in (("clients", "address"), ("senders", "sender")):
         told += [(key, ", ".join(f"{found[each]} ({found['messages']})" for found in evidence[key]))]
-    told += [("latest", " ".join(evidence["queue_ids"])), ("since then", f"{since} attempts")]
+    told += [("latest", " ".join(evidence["queue_ids"][:QUEUE_IDS])), ("since then", f"{since} attempts")]
+    if evidence["messages"]:
+        told += [(key, f"policyctl {key} {account_word(value['account'])}") for key in ("history", "queue")]
     return ["", "what led to it", *fields(*(field for field in told if field[1]))]
 
+
+QUEUE_IDS = 5
+"""The latest queue ids that are shown; --json has more."""
 
 TALLIES = (
     ("refused", "refused"),
