@@ -44,6 +44,9 @@ class Evidence:
     senders: tuple[tuple[str, int], ...] = ()
     queue_ids: tuple[str, ...] = ()
     """The latest ones, the last first."""
+    distinct_clients: int = 0
+    """How many there were, those that are named included."""
+    distinct_senders: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,10 @@ MAX_GATHERING = 1000
 """Locks whose evidence is being looked for; one more has to do without what the history knows."""
 
 
+TOLERANCE = 1.0
+"""Seconds by which two times of the same event may differ: the wall clock is set now and then."""
+
+
 class Archive:
     """The history of all messages; `storage` is None where there is no database."""
 
@@ -59,6 +63,8 @@ class Archive:
             return
         self._gathering += 1
         first = lock.evidence.first if lock.evidence else None
+        if first is not None:  # what came before does not count any more, such as what led to an earlier lock
+            since = max(since, first - TOLERANCE)
         look = partial(evidence, account=account.name, since=since, first=first)
 
         def done(found: object) -> None:

@@ -210,10 +210,8 @@ class Api:
     def _wanted(self, call: Call) -> tuple[Wanted, int]:
         """Return which messages are asked for, one more than are to be shown."""
         values = call.values
-        most, since = call.number("n", 1000, MAX_MESSAGES), call.number("since", None, MAX_SINCE)
+        most, since = call.whole_number("n", 1000, MAX_MESSAGES), call.number("since", None, MAX_SINCE)
         ids, verdict = values.get("queue_id", []), values.get("verdict")
-        if most is None or most != int(most):
-            raise RefusedError("n: want a whole number")
         if verdict is not None and verdict not in VERDICTS:
             raise RefusedError(f"verdict: want one of {', '.join(VERDICTS)}")
         if len(ids) > MAX_QUEUE_IDS:
@@ -222,7 +220,7 @@ class Api:
             raise RefusedError("account is missing")
         account = self._desk.known(call.text("account"), call.now) if "account" in values else None
         earliest = 0.0 if since is None else self._desk.wall(call.now) - since
-        return Wanted(account, tuple(ids), earliest, verdict, int(most) + 1), int(most)
+        return Wanted(account, tuple(ids), earliest, verdict, most + 1), most
 
     def _lock(self, call: Call) -> Json:
         account, reason = call.text("account"), call.text("reason", MAX_REASON)

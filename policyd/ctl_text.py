@@ -76,11 +76,18 @@ def _evidence(value: Json, screen: Screen) -> list[str]:
         sent = f"{counted(evidence['messages'], 'message')} to {counted(evidence['recipients'], 'recipient')}"
         told += [("sent", sent)]
     for key, each in (("clients", "address"), ("senders", "sender")):
-        told += [(key, ", ".join(f"{found[each]} ({found['messages']})" for found in evidence[key]))]
+        told += [(key, _most_frequent(evidence[key], each, evidence.get(f"distinct_{key}", 0)))]
     told += [("latest", " ".join(evidence["queue_ids"][:QUEUE_IDS])), ("since then", f"{since} attempts")]
     if evidence["messages"]:
         told += [(key, f"policyctl {key} {account_word(value['account'])}") for key in ("history", "queue")]
     return ["", "what led to it", *fields(*(field for field in told if field[1]))]
+
+
+def _most_frequent(named: list[Json], key: str, number: int) -> str:
+    """Tell those with most messages, and how many more there are."""
+    text = ", ".join(f"{found[key]} ({found['messages']})" for found in named)
+    more = number - len(named)
+    return f"{number}: {text}, and {more} more" if more > 0 else text
 
 
 QUEUE_IDS = 5

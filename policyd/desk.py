@@ -195,6 +195,8 @@ def _evidence(account: Account) -> Json | None:
         "clients": [{"address": address, "messages": number} for address, number in evidence.clients],
         "senders": [{"sender": sender, "messages": number} for sender, number in evidence.senders],
         "queue_ids": list(evidence.queue_ids),
+        "distinct_clients": evidence.distinct_clients,
+        "distinct_senders": evidence.distinct_senders,
     }
 
 

@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterable, Mapping
 from policyd.distinct import Distinct, digest
 from policyd.limits import Count, Limit, client_network
 from policyd.window import Window
-from policyd.wire import Request, key
+from policyd.wire import SIZE, Request, key
 
 MAX_DIGITS = 18
 """Those of the largest size that is believed: a thousand times what can be a maximum."""
 
 _SENDER = key("sender")
-_SIZE = key("size")
 
 
 def client_of(request: Request) -> bytes:
@@ -35,7 +34,7 @@ def sender_of(request: Request) -> bytes:
 
 def size_of(request: Request) -> int:
     """Return the bytes of the message: 0 where they are not told, or what is told is no number."""
-    digits = request.get(_SIZE)
+    digits = request.get(SIZE)
     return int(digits) if digits.isdigit() and len(digits) <= MAX_DIGITS else 0
 
 

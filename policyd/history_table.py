@@ -11,10 +11,11 @@ from typing import Any
 
 from policyd.accounts import Evidence
 from policyd.actions import Effect
+from policyd.envelope import size_of
 from policyd.history import Message, Seen, Wanted
 from policyd.records import Span, restored, storable
 from policyd.verdict import PASS
-from policyd.wire import QUEUE_ID, SIZE, Request, key
+from policyd.wire import QUEUE_ID, Request, key
 
 TABLE = """
     CREATE TABLE history (
@@ -35,8 +36,6 @@ PRUNE_STEP = 500
 MAX_TEXT = 500
 """Characters that are kept of a sender, or of anything else that comes from outside."""
 
-_MAX_DIGITS = 18
-
 SHOWN = 5
 """The most frequent clients and senders that are evidence, and so many queue ids twice."""
 
@@ -47,8 +46,8 @@ _COLUMNS = "account, began, at, queue_id, client, sender, recipients, size, verd
 
 def message(seen: Seen, span: Span) -> Message:
     """Return what is kept of a message that was seen."""
-    get, verdict = Request(seen.request, _NO_VALUES).get, seen.verdict
-    size = get(SIZE)
+    request, verdict = Request(seen.request, _NO_VALUES), seen.verdict
+    get = request.get
     told = verdict.effect.value if verdict is PASS or verdict.effect is not Effect.PASSED else "warned"
     return Message(
         seen.account,
@@ -58,7 +57,7 @@ def message(seen: Seen, span: Span) -> Message:
         _text(get(_CLIENT)),
         _text(get(_SENDER)),
         seen.recipients,
-        int(size) if size.isdigit() and len(size) <= _MAX_DIGITS else 0,
+        size_of(request),
         told,
         verdict.word,
         verdict.limit,
@@ -122,8 +121,11 @@ def find(connection: sqlite3.Connection, wanted: Wanted) -> list[Message]:
 def evidence(connection: sqlite3.Connection, account: str, since: float, first: float | None) -> Evidence:
     """Return what an account did `since` then, by the wall clock; `first` is its window's first event."""
     whose = (storable(account), since)
-    count, recipients, earliest = connection.execute(
-        "SELECT count(*), total(recipients), min(at) FROM history WHERE account = ? AND at >= ?", whose
+    count, recipients, earliest, distinct_clients, distinct_senders = connection.execute(
+        "SELECT count(*), total(recipients), min(at),"
+        " count(DISTINCT nullif(client, '')), count(DISTINCT nullif(sender, ''))"
+        " FROM history WHERE account = ? AND at >= ?",
+        whose,
     ).fetchone()
     clients, senders = (
         tuple(
@@ -140,9 +142,9 @@ def evidence(connection: sqlite3.Connection, account: str, since: float, first: 
         " AND verdict <> 'refused' ORDER BY at DESC, rowid DESC LIMIT ?",
         (*whose, 2 * SHOWN),
     )
-    return Evidence(
-        earliest if first is None else first, count, int(recipients), clients, senders, tuple(id_ for (id_,) in ids)
-    )
+    known = earliest if first is None else first
+    queue_ids = tuple(id_ for (id_,) in ids)
+    return Evidence(known, count, int(recipients), clients, senders, queue_ids, distinct_clients, distinct_senders)
 
 
 def _text(value: bytes) -> str:

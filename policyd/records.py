@@ -200,10 +200,18 @@ def restore_lock(record: LockRecord, span: Span, now: float, offset: float) -> L
 def _evidence(text: str | None) -> Evidence | None:
     """Return what was stored of a lock's reasons; None for what makes no sense: the lock counts without it."""
     try:
-        first, messages, recipients, clients, senders, queue_ids = json.loads(text or "")
+        first, messages, recipients, clients, senders, queue_ids, *distinct = json.loads(text or "")
         counted = [tuple((str(name), int(number)) for name, number in pairs) for pairs in (clients, senders)]
         known = first if first is None else float(first)
-        return Evidence(known, int(messages), int(recipients), counted[0], counted[1], tuple(map(str, queue_ids)))
+        return Evidence(
+            known,
+            int(messages),
+            int(recipients),
+            counted[0],
+            counted[1],
+            tuple(map(str, queue_ids)),
+            *map(int, distinct),
+        )
     except (ValueError, TypeError):
         return None
 

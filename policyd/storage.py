@@ -37,7 +37,6 @@ COLLECT = 0.9
 SLICE = 50
 """Accounts that are copied, or taken back, in one turn of the reactor."""
 
-
 MOST = 1000
 """Accounts that are stored at one look, in one transaction: 1,100 a second. Where more than that send, answering them
 goes before storing what they sent, which comes later then; storing an account takes longer than answering it."""
@@ -45,6 +44,7 @@ goes before storing what they sent, which comes later then; storing an account t
 FEW = 500
 """Requests between two looks: where there are fewer, all that waits is stored without a pause."""
 
+MAX_QUESTIONS = 2000  # one of each control connection, and those about locks
 RETRY = 1.0
 """Seconds between two tries while the database cannot be written."""
 
@@ -111,7 +111,7 @@ class Storage:
         self._patience = Patience(clock, self._give_up_waiting)
         self.retention = FOR_EVER
         """How long the history is kept."""
-        self._questions: list[tuple[Callable[[Database], Any], Deferred[Any]]] = []
+        self._questions: deque[tuple[Callable[[Database], Any], Deferred[Any]]] = deque()
         """What the thread is to find out, once what waits is written."""
         self._condition = threading.Condition()
         self._closing = False
@@ -149,10 +149,13 @@ class Storage:
         It fails with NoDatabaseError.
         """
         done: Deferred[T] = Deferred()
-        self._hand_over(MAX_WAITING)
-        with self._condition:
-            self._questions.append((question, done))
-            self._condition.notify()
+        if len(self._questions) >= MAX_QUESTIONS:
+            done.errback(NoDatabaseError(f"the database {self.path} is asked too much at a time"))
+        else:
+            self._hand_over(MAX_WAITING)
+            with self._condition:
+                self._questions.append((question, done))
+                self._condition.notify()
         return done
 
     def close(self) -> None:
@@ -301,7 +304,7 @@ class Storage:
                 patience = RETRY if self._database is None else None
                 self._condition.wait_for(lambda: self._batch or self._questions or self._closing, patience)
                 batch, self._batch = self._batch, Batch()
-                questions, self._questions = self._questions, []
+                question = self._questions.popleft() if self._questions else None
                 handed, closing = self._handed, self._closing
             if not batch and (closing or self._database is not None):
                 pass
@@ -311,10 +314,10 @@ class Storage:
                 with self._condition:
                     batch.add_newer(self._batch)
                     self._batch = batch
-                    if not (self._closing or questions):
+                    if not (self._closing or question):
                         self._condition.wait(RETRY)
-            for question, done in questions:
-                self._answer(question, done)
+            if question:  # one, and then what there is to write: nobody's lock waits for many
+                self._answer(*question)
             if closing:
                 break
         if self._database is not None:

@@ -186,6 +186,32 @@ def test_an_account_locked_by_hand_tells_by_whom_and_until_when() -> None:
     ]
 
 
+def test_a_locked_account_tells_what_led_to_it() -> None:
+    """Who sent, from where and as whom, how much more of that there is, and where to read on."""
+    evidence = {
+        "first": "2026-11-23T11:40:00+00:00",
+        "messages": 500,
+        "recipients": 1,
+        "clients": [{"address": "192.0.2.7", "messages": 300}, {"address": "2001:db8::1", "messages": 5}],
+        "senders": [{"sender": "a\x1b@example.com", "messages": 500}],
+        "queue_ids": [f"4bCd{number}" for number in range(10)],
+        "distinct_clients": 9,
+        "distinct_senders": 1,
+    }
+    lines = ctl_text.account({**ANNA, "account": "-x", "lock": BY_HAND, "evidence": evidence}, PIPE)
+    assert lines[lines.index("what led to it") :][:9] == [
+        "what led to it",
+        "  first       2026-11-23 11:40:00 (20 min ago)",
+        "  sent        500 messages to 1 recipient",
+        "  clients     9: 192.0.2.7 (300), 2001:db8::1 (5), and 7 more",
+        "  senders     a\\x1b@example.com (500)",
+        "  latest      4bCd0 4bCd1 4bCd2 4bCd3 4bCd4",
+        f"  since then  {ANNA['attempts_while_locked']} attempts",
+        "  history     policyctl history -- -x",
+        "  queue       policyctl queue -- -x",
+    ]
+
+
 def test_a_free_account_says_so_first() -> None:
     """Nobody has to search for the absence of a lock."""
     assert ctl_text.account({**ANNA, "lock": None}, PIPE)[:2] == ["anna@example.com is not locked", ""]

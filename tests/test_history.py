@@ -340,6 +340,8 @@ def test_evidence_is_what_the_account_did(known: list[Message], since: float, fi
         assert len(shown) == min(len(set(values)), SHOWN)
         assert all(values.count(value) == number for value, number in shown)
         assert [number for _, number in shown] == sorted((number for _, number in shown), reverse=True)
+    assert found.distinct_clients == len({one.client for one in hers if one.client})
+    assert found.distinct_senders == len({one.sender for one in hers if one.sender})
     accepted = [one for one in reversed(hers) if one.queue_id and one.verdict != "refused"]
     assert list(found.queue_ids) == [one.queue_id for one in sorted(accepted, key=lambda one: -one.at)[: 2 * SHOWN]]
 
