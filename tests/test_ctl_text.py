@@ -189,7 +189,7 @@ def test_an_account_locked_by_hand_tells_by_whom_and_until_when() -> None:
 def test_a_locked_account_tells_what_led_to_it() -> None:
     """Who sent, from where and as whom, how much more of that there is, and where to read on."""
     evidence = {
-        "first": "2026-11-23T11:40:00+00:00",
+        "first": "2026-11-23T10:40:00+00:00",
         "messages": 500,
         "recipients": 1,
         "clients": [{"address": "192.0.2.7", "messages": 300}, {"address": "2001:db8::1", "messages": 5}],
