@@ -10,7 +10,6 @@ from functools import partial
 from twisted.internet.defer import Deferred
 
 from policyd.accounts import Account, Evidence, Lock
-from policyd.database import Database
 from policyd.history import Message, NoHistoryError, Retention, Wanted
 from policyd.history_table import evidence, find
 from policyd.policy import Policy
@@ -55,7 +54,7 @@ class Archive:
             raise NoHistoryError("no history is kept: there is no database")
         if not self._retention.seconds:
             raise NoHistoryError("no history is kept: the config says `history: 0`")
-        return self._storage.ask(lambda database: database.ask(partial(find, wanted=wanted)))
+        return self._storage.ask(partial(find, wanted=wanted))
 
     def _gather(self, account: Account, lock: Lock, since: float) -> None:
         """Have a lock say what led to it, as soon as that is found out."""
@@ -72,7 +71,4 @@ class Archive:
             if isinstance(found, Evidence):  # else the database is not well, which it says itself
                 self._policy.accounts.add_evidence(account, lock, found)
 
-        def ask(database: Database) -> Evidence:
-            return database.ask(look)
-
-        self._storage.ask(ask).addBoth(done)
+        self._storage.ask(look).addBoth(done)

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from policyd import history_table
-from policyd.history import FOR_EVER, Retention, Seen
+from policyd.history import ALL, Kept, Seen
 from policyd.records import AccountRecord, AllowanceRecord, AllowanceRecords, LockRecord, Span, restored, storable
-
-T = TypeVar("T")
 
 SCHEMA_VERSION = 6
 PRUNE_STEP = 500
@@ -159,6 +156,8 @@ class Database:
                 self._boot, self._ahead = boot, ahead
                 self._epoch = self._begin_epoch()
                 self._spans = self._read_spans()
+                self._in_history = 0
+                """The row of the history that is to be looked at next."""
                 self._looked_at = 0
                 """The last row that was looked at for what has passed."""
                 self._left = _state(path)
@@ -185,12 +184,7 @@ class Database:
             notices = tuple(self._connection.execute("SELECT id, record FROM notices"))
         return Stored(accounts, locks, hooks, allowances, notices)
 
-    def ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
-        """Return the answer to a question; raises DamagedDatabaseError, and sqlite3.Error for what may pass."""
-        with _told_apart():
-            return question(self._connection)
-
-    def write(self, batch: Batch, wall: float, retention: Retention = FOR_EVER) -> None:
+    def write(self, batch: Batch, wall: float, kept: Kept = ALL) -> None:
         """Write a batch, all or nothing, and remove some of what had passed at `wall`; durable on return.
 
         Raises DamagedDatabaseError, and sqlite3.Error for what may pass: a full disk, a lock, a read-only folder.
@@ -209,8 +203,8 @@ class Database:
             self._write_allowances(batch.allowances)
             connection.executemany("INSERT OR IGNORE INTO seen VALUES (?)", [(hook,) for hook in batch.hooks])
             self._write_notices(batch.notices)
-            history_table.store(connection, batch.messages, Span(self._ahead))
-            history_table.prune(connection, wall - retention.seconds, retention.rows)
+            history_table.store(connection, batch.messages)
+            self._in_history = history_table.prune(connection, self._in_history, kept)
             if batch.latest is not None:
                 connection.execute("UPDATE epochs SET latest = ? WHERE id = ?", (batch.latest, self._epoch))
             self._prune(wall)

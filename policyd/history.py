@@ -29,11 +29,24 @@ class Retention(NamedTuple):
 FOR_EVER = Retention(inf, 2**62)
 
 
+class Kept(NamedTuple):
+    """Which messages are kept."""
+
+    since: float
+    """Wall clock; so is `until`: what is later was stored while the clock was wrong."""
+    until: float
+    rows: int
+
+
+ALL = Kept(-inf, inf, 2**62)
+
+
 class Seen(NamedTuple):
     """What was seen of a message."""
 
     began: float
-    """When it was first asked about, in seconds of the clock that never steps back; so is `at`."""
+    """When it was first asked about, in seconds of the clock that never steps back; so is `at`. When it is taken to be
+    stored, they become wall clock."""
     at: float
     """When the verdict on it was given."""
     account: str
@@ -112,10 +125,8 @@ class History:
         self._waiting.append((transaction.began, now, name, request.lines, transaction.recipients, PASS))
         self._noted += 1
 
-    def decided(
-        self, transaction: Transaction, request: Request, answer: Verdict, now: float, *, waits: bool = False
-    ) -> None:
-        """Note the verdict on a transaction's message, or have it wait for another one.
+    def decided(self, transaction: Transaction, request: Request, answer: Verdict, now: float) -> None:
+        """Note the verdict on a transaction's message, in place of any that was noted before.
 
         Of a message that goes on it stays known that it is held, or that there was a warning; of one that is refused at
         each recipient, the first time tells all.
@@ -133,19 +144,15 @@ class History:
             request.lines,
             max(request.recipient_count or 0, transaction.recipients),
             answer,
-            before is not None and (before.again or not transaction.seen_waits),
+            before is not None,
         )
-        transaction.seen_waits = waits
-        if not waits:
-            self.note(transaction.seen)
-
-    def left(self, transaction: Transaction) -> None:
-        """Note what waits: nobody asks about the transaction's message any more."""
-        transaction.seen_waits = False
         self.note(transaction.seen)
 
-    def take(self, most: int) -> list[Seen]:
-        """Return the oldest that wait, which do so no more."""
-        taken = [Seen(*self._waiting.popleft()) for _ in range(min(most, len(self._waiting)))]
+    def take(self, most: int, offset: float) -> list[Seen]:
+        """Return the oldest that wait, which do so no more, by the wall clock, which is ahead by `offset` seconds."""
+        taken = []
+        for _ in range(min(most, len(self._waiting))):
+            began, at, *rest = self._waiting.popleft()
+            taken.append(Seen(began + offset, at + offset, *rest))
         self._taken += len(taken)
         return taken

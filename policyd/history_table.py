@@ -12,8 +12,8 @@ from typing import Any
 from policyd.accounts import Evidence
 from policyd.actions import Effect
 from policyd.envelope import size_of
-from policyd.history import Message, Seen, Wanted
-from policyd.records import Span, restored, storable
+from policyd.history import Kept, Message, Seen, Wanted
+from policyd.records import restored, storable
 from policyd.verdict import PASS
 from policyd.wire import QUEUE_ID, Request, key
 
@@ -36,23 +36,30 @@ PRUNE_STEP = 500
 MAX_TEXT = 500
 """Characters that are kept of a sender, or of anything else that comes from outside."""
 
+LOOKED_AT = 10_000
+"""The latest messages of an account that are looked at for evidence."""
+
 SHOWN = 5
 """The most frequent clients and senders that are evidence, and so many queue ids twice."""
 
 _SENDER, _CLIENT = key("sender"), key("client_address")
 _NO_VALUES = (b"", b"", b"", b"", b"", b"")
+_LATEST = (
+    "WITH latest AS (SELECT rowid AS id, * FROM history WHERE account = ? AND at >= ?"
+    " ORDER BY at DESC, id DESC LIMIT ?)"
+)
 _COLUMNS = "account, began, at, queue_id, client, sender, recipients, size, verdict, action, limit_name, locked"
 
 
-def message(seen: Seen, span: Span) -> Message:
+def message(seen: Seen) -> Message:
     """Return what is kept of a message that was seen."""
     request, verdict = Request(seen.request, _NO_VALUES), seen.verdict
     get = request.get
     told = verdict.effect.value if verdict is PASS or verdict.effect is not Effect.PASSED else "warned"
     return Message(
         seen.account,
-        span.wall(seen.began),
-        span.wall(seen.at),
+        seen.began,
+        seen.at,
         _text(get(QUEUE_ID)),
         _text(get(_CLIENT)),
         _text(get(_SENDER)),
@@ -65,15 +72,12 @@ def message(seen: Seen, span: Span) -> Message:
     )
 
 
-def store(connection: sqlite3.Connection, seen: Sequence[Seen], span: Span) -> None:
+def store(connection: sqlite3.Connection, seen: Sequence[Seen]) -> None:
     """Add messages; of one that was told of several times, the last counts."""
-    if again := [(storable(each.account), span.wall(each.began)) for each in seen if each.again]:
+    if again := [(storable(each.account), each.began) for each in seen if each.again]:
         seen = list({(each.account, each.began): each for each in seen}.values())
-        connection.executemany(
-            "DELETE FROM history WHERE account = ?1 AND at >= ?2 AND began = ?2",
-            again,
-        )
-    insert(connection, [message(each, span) for each in seen])
+        connection.executemany("DELETE FROM history WHERE account = ?1 AND at >= ?2 AND began = ?2", again)
+    insert(connection, [message(each) for each in seen])
 
 
 def insert(connection: sqlite3.Connection, messages: Sequence[Message]) -> None:
@@ -87,16 +91,19 @@ def insert(connection: sqlite3.Connection, messages: Sequence[Message]) -> None:
         )
 
 
-def prune(connection: sqlite3.Connection, before: float, most: int) -> None:
-    """Remove some of what was decided on `before`, and of what is beyond the latest `most` rows, the oldest first."""
+def prune(connection: sqlite3.Connection, after: int, kept: Kept) -> int:
+    """Remove some of what is not to be kept: of the oldest rows, and of those `after` a row; return where to go on."""
     ends = "SELECT (SELECT min(rowid) FROM history), (SELECT max(rowid) FROM history)"
     first, last = connection.execute(ends).fetchone()
     if first is None:
-        return
-    upto = min(last, first + PRUNE_STEP - 1)
-    connection.execute(
-        "DELETE FROM history WHERE rowid BETWEEN ? AND ? AND (at < ? OR rowid <= ?)", (first, upto, before, last - most)
-    )
+        return 0
+    for start in (first, max(after, first)):
+        connection.execute(
+            "DELETE FROM history WHERE rowid BETWEEN ? AND ? AND (at < ? OR at > ? OR rowid <= ?)",
+            (start, start + PRUNE_STEP - 1, kept.since, kept.until, last - kept.rows),
+        )
+    following: int = max(after, first) + PRUNE_STEP
+    return 0 if following > last else following
 
 
 def find(connection: sqlite3.Connection, wanted: Wanted) -> list[Message]:
@@ -120,17 +127,17 @@ def find(connection: sqlite3.Connection, wanted: Wanted) -> list[Message]:
 
 def evidence(connection: sqlite3.Connection, account: str, since: float, first: float | None) -> Evidence:
     """Return what an account did `since` then, by the wall clock; `first` is its window's first event."""
-    whose = (storable(account), since)
+    whose = (storable(account), since, LOOKED_AT)
     count, recipients, earliest, distinct_clients, distinct_senders = connection.execute(
-        "SELECT count(*), total(recipients), min(at),"
+        f"{_LATEST} SELECT count(*), total(recipients), min(at),"  # noqa: S608 -- it is a constant
         " count(DISTINCT nullif(client, '')), count(DISTINCT nullif(sender, ''))"
-        " FROM history WHERE account = ? AND at >= ?",
+        " FROM latest",
         whose,
     ).fetchone()
     clients, senders = (
         tuple(
             connection.execute(
-                f"SELECT {column}, count(*) FROM history WHERE account = ? AND at >= ? AND {column} <> ''"  # noqa: S608
+                f"{_LATEST} SELECT {column}, count(*) FROM latest WHERE {column} <> ''"  # noqa: S608
                 f" GROUP BY {column} ORDER BY count(*) DESC, max(at) DESC LIMIT ?",
                 (*whose, SHOWN),
             )
@@ -138,8 +145,8 @@ def evidence(connection: sqlite3.Connection, account: str, since: float, first: 
         for column in ("client", "sender")
     )
     ids = connection.execute(
-        "SELECT queue_id FROM history WHERE account = ? AND at >= ? AND queue_id <> ''"
-        " AND verdict <> 'refused' ORDER BY at DESC, rowid DESC LIMIT ?",
+        f"{_LATEST} SELECT queue_id FROM latest WHERE queue_id <> '' AND verdict <> 'refused'"  # noqa: S608 -- as above
+        " ORDER BY at DESC, id DESC LIMIT ?",
         (*whose, 2 * SHOWN),
     )
     known = earliest if first is None else first

@@ -105,8 +105,6 @@ class Policy:
         been seen, when nothing can be known of that.
         """
         transaction = self.transactions.leave(connection, now)
-        if transaction and transaction.seen_waits:
-            self.history.left(transaction)
         if transaction and not transaction.data_asked and self.tally.data_seen:
             transaction.returned = transaction.recipients
             transaction.give_back()
@@ -222,12 +220,11 @@ class Policy:
         answer = self._judge_data(request, transaction, now)
         transaction.data_asked = answer is PASS or answer.effect is not Effect.REFUSED
         if self.history.kept:
-            more = END_OF_MESSAGE in self.tally.hooks and transaction.instance
-            if answer is PASS and transaction.seen is None and not more:
+            ends = END_OF_MESSAGE not in self.tally.hooks  # else it is told of again, with its size
+            if answer is PASS and transaction.seen is None and ends and transaction.instance:
                 self.history.passed(transaction, request, now)
             else:
-                waits = more and transaction.data_asked and request.protocol_state != _END_OF_MESSAGE
-                self.history.decided(transaction, request, answer, now, waits=bool(waits))
+                self.history.decided(transaction, request, answer, now)
         if answer is PASS:
             return answer
         if answer.effect is not Effect.PASSED:
@@ -262,6 +259,8 @@ class Policy:
     def _end_of_message(self, request: Request, transaction: Transaction, now: float) -> Verdict:
         if not transaction.data_asked:
             return self._data(request, transaction, now)
+        if transaction.answer.effect is Effect.REFUSED and not transaction.message_counted:
+            return transaction.answer  # it was refused at its end, and is asked about once more
         locked = self._locked(transaction.account)
         goes_on = locked is None or (transaction.held is not None and locked.effect is Effect.HELD)
         answer = locked if locked and not goes_on else PASS

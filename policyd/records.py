@@ -24,6 +24,9 @@ from policyd.verdict import verdict
 
 _STAMP = struct.Struct("<d")
 
+MOST = 2**63 - 1
+"""The largest whole number that SQLite has."""
+
 TALLIES = ("refused", "held", "warned", "observed", "attempts_while_locked")
 _tallies = attrgetter(*TALLIES)
 _encoded = json.JSONEncoder(check_circular=False).encode
@@ -162,7 +165,7 @@ def lock_record(account: Account, lock: Lock, span: Span, now: float) -> LockRec
         lock.since,
         until,
         lock.limit,
-        lock.count,
+        None if lock.count is None else min(lock.count, MOST),
         lock.by,
         lock.reason,
         told.action,

@@ -23,11 +23,12 @@ from policyd import records
 from policyd.accounts import Account
 from policyd.chores import Chores, in_pieces
 from policyd.database import Batch, DamagedDatabaseError, Database, Stored, set_aside
-from policyd.history import FOR_EVER, MAX_WAITING
+from policyd.history import FOR_EVER, MAX_WAITING, Kept
 from policyd.locks import Report
 from policyd.notices import Notices
 from policyd.patience import LOCK_PATIENCE, Patience
 from policyd.policy import Policy
+from policyd.questions import Question, Questions
 
 T = TypeVar("T")
 
@@ -51,12 +52,10 @@ RETRY = 1.0
 CLOSE_PATIENCE = 0.6
 """Seconds that the last copying may take when the daemon ends, and the last writing."""
 
+DAY = 86400.0
+
 CLOCK_STEP = 0.5
 """Seconds that the wall clock must have stepped to be worth a note."""
-
-
-class NoDatabaseError(OSError):
-    """There is no database that could be asked."""
 
 
 class Storage:
@@ -111,8 +110,9 @@ class Storage:
         self._patience = Patience(clock, self._give_up_waiting)
         self.retention = FOR_EVER
         """How long the history is kept."""
-        self._questions: deque[tuple[Callable[[Database], Any], Deferred[Any]]] = deque()
-        """What the thread is to find out, once what waits is written."""
+        self._questions = Questions(path, in_reactor)
+        self._asked: list[Question] = []
+        """What is to be found out when what waits by now is written."""
         self._condition = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="database", daemon=True)
@@ -143,19 +143,16 @@ class Storage:
             return None
         return self._patience.wait(self._handed)
 
-    def ask(self, question: Callable[[Database], T]) -> Deferred[T]:
+    def ask(self, question: Callable[[sqlite3.Connection], T]) -> Deferred[T]:
         """Return what fires with the answer to a question, which is asked when all that waits by now is written.
 
-        It fails with NoDatabaseError.
+        It fails with NoAnswerError.
         """
         done: Deferred[T] = Deferred()
-        if len(self._questions) >= MAX_QUESTIONS:
-            done.errback(NoDatabaseError(f"the database {self.path} is asked too much at a time"))
-        else:
-            self._hand_over(MAX_WAITING)
-            with self._condition:
-                self._questions.append((question, done))
-                self._condition.notify()
+        self._hand_over(MAX_WAITING)
+        with self._condition:
+            self._asked.append(Question(question, done))
+            self._condition.notify()
         return done
 
     def close(self) -> None:
@@ -214,8 +211,11 @@ class Storage:
         now = self._clock.seconds()
         accounts = self._policy.accounts
         batch, self._collected = self._collected, Batch()
-        if not self.problem:  # else they wait where they are bounded
-            batch.messages = self._policy.history.take(messages)
+        ahead = self._ahead()
+        if abs(ahead - self._latest) > CLOCK_STEP:
+            self._latest = batch.latest = ahead
+        if not self.problem and len(self._batch.messages) < MAX_WAITING:  # else they wait where they are bounded
+            batch.messages = self._policy.history.take(messages, self._latest)
         for name, account in accounts.locks_changed.items():
             lock = account.lock
             if self._decided is not None:
@@ -227,9 +227,6 @@ class Storage:
         self._hooks |= batch.hooks
         if self.notices is not None:
             batch.notices = self.notices.take_unsaved()
-        ahead = self._ahead()
-        if abs(ahead - self._latest) > CLOCK_STEP:
-            self._latest = batch.latest = ahead
         if batch:
             with self._condition:
                 self._handed += bool(batch.locks or batch.allowances)
@@ -302,9 +299,9 @@ class Storage:
             with self._condition:
                 # what could not be read is tried again though there is nothing to write
                 patience = RETRY if self._database is None else None
-                self._condition.wait_for(lambda: self._batch or self._questions or self._closing, patience)
+                self._condition.wait_for(lambda: self._batch or self._asked or self._closing, patience)
                 batch, self._batch = self._batch, Batch()
-                question = self._questions.popleft() if self._questions else None
+                asked, self._asked = self._asked, []
                 handed, closing = self._handed, self._closing
             if not batch and (closing or self._database is not None):
                 pass
@@ -314,36 +311,32 @@ class Storage:
                 with self._condition:
                     batch.add_newer(self._batch)
                     self._batch = batch
-                    if not (self._closing or question):
+                    if not (self._closing or asked):
                         self._condition.wait(RETRY)
-            if question:  # one, and then what there is to write: nobody's lock waits for many
-                self._answer(*question)
+            for question in asked:
+                self._questions.put(question)
             if closing:
                 break
         if self._database is not None:
             self._database.close()
-
-    def _answer(self, question: Callable[[Database], Any], done: Deferred[Any]) -> None:
-        if self._database is None:
-            self._in_reactor(done.errback, NoDatabaseError(f"the database {self.path} cannot be read"))
-            return
-        try:
-            self._in_reactor(done.callback, question(self._database))
-        except Exception as error:  # whatever it is, it must not end the thread
-            self._in_reactor(done.errback, NoDatabaseError(f"the database {self.path} cannot be read: {error}"))
 
     def _written(self, batch: Batch) -> bool:
         try:
             if self._database is None:
                 self._in_reactor(self._take_in, self._opened())
             if self._database is not None:
-                self._database.write(batch, self._wall(), self.retention)
+                self._database.write(batch, self._wall(), self._kept())
         except Exception as error:  # whatever it is, it must not end the thread
             if isinstance(error, DamagedDatabaseError):
                 return self._replaced(error)
             self._in_reactor(self._set_problem, error)
             return False
         return True
+
+    def _kept(self) -> Kept:
+        """Return which messages are kept: what is of tomorrow was stored by a clock that was wrong."""
+        wall = self._to_wall(self._clock.seconds())
+        return Kept(wall - self.retention.seconds, wall + DAY, self.retention.rows)
 
     def _replaced(self, error: DamagedDatabaseError) -> bool:
         """Make room for a new file; all that is known is written into it, next time."""

@@ -80,7 +80,6 @@ class Transaction:
         "recipients",
         "returned",
         "seen",
-        "seen_waits",
     )
 
     def __init__(self, instance: bytes, account: Account) -> None:
@@ -105,8 +104,7 @@ class Transaction:
         self.returned = 0
         """Recipients that were given back when its connection broke."""
         self.seen: Any = None
-        """What the history was told of the message, and whether that waits for what is asked next."""
-        self.seen_waits = False
+        """What the history was told of the message."""
         self._recipients: tuple[Receipt, ...] = ()
         self._windows: tuple[Window, ...] = ()
         """Those in which the message was counted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 from contextlib import closing
 from typing import Any
@@ -11,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policyd import history_table
-from policyd.history import MAX_WAITING, VERDICTS, History, Message, Seen, Wanted
+from policyd.history import MAX_WAITING, VERDICTS, History, Kept, Message, Seen, Wanted
 from policyd.history_table import MAX_TEXT, PRUNE_STEP, SHOWN, evidence, find, insert, message, prune, store
-from policyd.records import Span
 from policyd.verdict import PASS
 from tests.asking import ANNA, BERT, EPOCH, Mail, limit, request
 
@@ -28,7 +28,7 @@ def kept(mail: Mail) -> Mail:
 
 def told(mail: Mail) -> list[Message]:
     """Return what the history has been told since it was asked last."""
-    return [message(seen, Span(mail.wall_offset)) for seen in mail.policy.history.take(1000)]
+    return [message(seen) for seen in mail.policy.history.take(1000, mail.wall_offset)]
 
 
 def brief(mail: Mail) -> list[tuple[str, int, str]]:
@@ -175,15 +175,16 @@ class TestEndOfMessage:
         told(mail)
         return mail
 
-    def test_a_message_is_told_of_at_its_end(self, mail: Mail) -> None:
-        """Not before, and once."""
+    def test_a_message_is_told_of_again_at_its_end(self, mail: Mail) -> None:
+        """In place of what was told at DATA."""
         connection = mail.connection()
         connection.rcpt()
         connection.data()
-        assert told(mail) == []
+        assert [(seen.verdict, seen.size) for seen in told(mail)] == [("passed", 0)]
         connection.ask(protocol_state="END-OF-MESSAGE", recipient_count=1, queue_id="4Xyz", size=99)
         connection.close()
-        assert [(seen.verdict, seen.size) for seen in told(mail)] == [("passed", 99)]
+        (last,) = mail.policy.history.take(10, 0.0)
+        assert (message(last).size, last.again) == (99, True)
 
     def test_a_message_that_never_ends_is_told_of_when_its_client_is_gone(self, mail: Mail) -> None:
         """What was answered at DATA stands."""
@@ -201,7 +202,7 @@ class TestEndOfMessage:
         mail.lock()
         connection.eom()
         connection.close()
-        assert [(seen.verdict, seen.locked) for seen in told(mail)] == [("refused", True)]
+        assert [(seen.verdict, seen.locked) for seen in told(mail)] == [("passed", False), ("refused", True)]
 
     def test_a_message_that_is_held_stays_held(self, mail: Mail) -> None:
         """END-OF-MESSAGE is answered DUNNO, and the message is on hold all the same."""
@@ -211,7 +212,7 @@ class TestEndOfMessage:
         connection.data()
         connection.eom()
         connection.close()
-        assert [(seen.verdict, seen.action) for seen in told(mail)] == [("held", "HOLD")]
+        assert [(seen.verdict, seen.action) for seen in told(mail)] == [("held", "HOLD")] * 2
 
     def test_a_message_that_is_refused_at_data_is_told_of_there(self, mail: Mail) -> None:
         """Nothing more comes of it."""
@@ -253,20 +254,32 @@ class TestRcptAlone:
         assert [seen.verdict for seen in told(mail)] == ["passed", "held", "held"]
 
 
+def test_a_message_that_is_too_large_at_its_end_stays_refused() -> None:
+    """However often it is asked about."""
+    mail = kept(Mail(limit("bytes", 100)))
+    connection = mail.connection()
+    connection.rcpt()
+    connection.data()
+    for size in (1000, 1000, 1001):
+        connection.ask(protocol_state="END-OF-MESSAGE", recipient_count=1, size=size)
+        assert connection.ask(protocol_state="END-OF-MESSAGE", recipient_count=1, size=size + 5).startswith("REJECT")
+    assert told(mail)[-1].verdict == "refused"
+
+
 def test_messages_that_wait_are_bounded() -> None:
     """The oldest goes, and is counted."""
     history = History()
     for number in range(MAX_WAITING + 3):
         history.note(Seen(number, number, ANNA, b"", 1, PASS))
     assert (len(history), history.lost) == (MAX_WAITING, 3)
-    assert [seen.at for seen in history.take(2)] == [3, 4]
+    assert [(seen.began, seen.at) for seen in history.take(2, 100.0)] == [(103, 103), (104, 104)]
     assert (len(history), history.lost) == (MAX_WAITING - 2, 3)
 
 
 def test_what_comes_from_outside_is_bounded_and_text() -> None:
     """Whatever bytes come over the wire, and whatever is no number."""
     lines = request(protocol_state="DATA", sender=b"\xff\n"[:1] + b"x" * 5000, size="1" * 30, queue_id=b"\x00\xfe")
-    seen = message(Seen(1.0, 2.0, ANNA, lines, 1, PASS), Span(0.0))
+    seen = message(Seen(1.0, 2.0, ANNA, lines, 1, PASS))
     assert seen.sender == "\\xff" + "x" * (MAX_TEXT - 4)
     assert (seen.size, seen.queue_id, seen.client) == (0, "\x00\\xfe", "")
 
@@ -352,39 +365,56 @@ def test_of_a_message_the_last_that_is_told_counts(together: bool) -> None:
     mail = kept(Mail(limit("recipients", 1)))
     other = mail.connection(BERT)
     with closing(connected()) as connection:
-        span = Span(mail.wall_offset)
         anna = mail.connection()
         for step in (other.rcpt, anna.rcpt, anna.rcpt, other.data, anna.data, anna.eom):
             mail.now += 1
             step()
             if not together:
-                store(connection, mail.policy.history.take(100), span)
-        store(connection, mail.policy.history.take(100), span)
+                store(connection, mail.policy.history.take(100, mail.wall_offset))
+        store(connection, mail.policy.history.take(100, mail.wall_offset))
         found = find(connection, Wanted())
     assert sorted((one.account, one.verdict) for one in found) == [(ANNA, "passed"), (BERT, "passed")]
+
+
+def pruned(connection: sqlite3.Connection, kept: Kept, steps: int) -> list[int]:
+    """Prune some times, and return how many rows there are after each."""
+    left, after = [], 0
+    for _ in range(steps):
+        after = prune(connection, after, kept)
+        left += connection.execute("SELECT count(*) FROM history").fetchone()
+    return left
 
 
 def test_old_messages_go_a_few_at_a_time() -> None:
     """In the end all that are too old are gone, and no others."""
     with closing(connected()) as connection:
-        insert(connection, [a_message(at=float(number)) for number in range(3 * PRUNE_STEP)])
-        left = []
-        for _ in range(4):
-            prune(connection, 2 * PRUNE_STEP + 10.0, 10**9)
-            left += connection.execute("SELECT count(*) FROM history").fetchone()
-        assert left == [2 * PRUNE_STEP, PRUNE_STEP, PRUNE_STEP - 10, PRUNE_STEP - 10]
+        insert(connection, [a_message(at=float(number)) for number in range(5 * PRUNE_STEP)])
+        left = pruned(connection, Kept(4 * PRUNE_STEP + 10.0, 1e9, 10**9), 8)
+        assert all(
+            0 <= before - after <= 2 * PRUNE_STEP for before, after in itertools.pairwise([5 * PRUNE_STEP, *left])
+        )
+        assert left[-1] == PRUNE_STEP - 10
+
+
+def test_messages_that_a_wrong_clock_has_stored_do_not_stop_the_others() -> None:
+    """Neither those that will be old only in a year, nor those that lie in the future for no reason."""
+    with closing(connected()) as connection:
+        early = [a_message(at=1000.0) for _ in range(3 * PRUNE_STEP)]
+        future = [a_message(at=1e9) for _ in range(PRUNE_STEP)]
+        insert(connection, [*early, *future, *(a_message(at=1.0) for _ in range(PRUNE_STEP)), a_message(at=1000.0)])
+        assert pruned(connection, Kept(500.0, 5000.0, 10**9), 12)[-1] == 3 * PRUNE_STEP + 1
 
 
 def test_messages_beyond_the_bound_go() -> None:
     """The latest ones stay."""
     with closing(connected()) as connection:
         insert(connection, [a_message(at=float(number)) for number in range(100)])
-        prune(connection, 0.0, 30)
+        prune(connection, 0, Kept(0.0, 1e9, 30))
         assert [one.at for one in find(connection, Wanted(ANNA))] == [float(at) for at in range(99, 69, -1)]
 
 
 def test_an_empty_history_is_pruned() -> None:
     """There is nothing to remove."""
     with closing(connected()) as connection:
-        prune(connection, 1e9, 0)
+        assert prune(connection, 7, Kept(1e9, 1e9, 0)) == 0
         assert find(connection, Wanted()) == []

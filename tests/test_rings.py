@@ -68,6 +68,7 @@ RINGS: tuple[tuple[str, ...], ...] = (
         "history_table",
         "patience",
         "chores",
+        "questions",
         "storage",
         "archive",
         "supplies",
