@@ -19,8 +19,10 @@ from tests.daemon import PATIENCE, REPOSITORY, DaemonFailedError, Policyd
 from tests.desks import Listener, Smtp, Web
 from tests.sandbox import NOBODY, NOT_HERE, PARTS
 from tests.test_activation import address_of, tcp_socket, unix_socket
+from tests.test_notifying import make_certificate, require_tls
 
 SERVICE = REPOSITORY / "systemd" / "policyd.service"
+NOTIFY = REPOSITORY / "systemd" / "notify" / "policyd.service.d" / "notify.conf"
 UNIX_ONLY = REPOSITORY / "systemd" / "unix-only" / "policyd.service.d" / "unix-only.conf"
 WITH_A_NETWORK = [part for part in PARTS if part != "no network"]
 CONFIG = """\
@@ -160,6 +162,23 @@ notify:
                 ("command", True),
             ], tests
     assert len(smtp.mails) == len(web.posted) == 1
+
+
+def test_https_works_with_the_drop_in(tmp_path: Path) -> None:
+    """What policyd has for TLS makes code at run time, which the unit forbids where the drop-in is not installed."""
+    require_tls()
+    left_out = {"no capabilities"}  # nobody cannot read the test's certificate
+    if setting(NOTIFY, "MemoryDenyWriteExecute") == ["no"]:
+        left_out.add("no written code")
+    parts = permitted([part for part in WITH_A_NETWORK if part not in left_out], tmp_path)
+    web = Web()
+    with Listener(web, make_certificate(tmp_path)) as server:
+        config = f"notify: {{webhook: {{url: 'https://localhost:{server.port}/'}}}}"
+        environment = {"SSL_CERT_FILE": str(tmp_path / "cert.pem")}
+        with Policyd(config, prefix=sandbox(parts), environment=environment) as daemon:
+            (told,) = daemon.ctl_json("notify", "--test")["channels"]
+            assert told["sent"], told
+    assert len(web.posted) == 1
 
 
 def test_the_check_before_the_start_works_under_them_too(tmp_path: Path) -> None:
