@@ -80,8 +80,7 @@ def use_url(url: str) -> None:
     missing = [name for name in _TLS if importlib.util.find_spec(name) is None]
     if url.startswith("https:") and missing:
         raise ValueError(
-            "https needs pyOpenSSL and service_identity: pip install 'policyd[tls]', or "
-            "apt-get install python3-openssl python3-service-identity"
+            "https needs pyOpenSSL and service_identity: from the source, /opt/policyd/bin/pip install '.[tls]'"
         )
     importlib.import_module("twisted.web.client")
 

@@ -397,7 +397,7 @@ def require_tls() -> None:
     """Skip where policyd's extra `tls` is not installed; under CI it has to be."""
     missing = [name for name in ("OpenSSL", "service_identity") if importlib.util.find_spec(name) is None]
     if missing or shutil.which("openssl") is None:
-        reason = "pip install 'policyd[tls]', apt-get install openssl"
+        reason = "pip install '.[tls]', apt-get install openssl"
         if os.environ.get("CI"):
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
