@@ -61,7 +61,6 @@ def test_the_way_back_from_an_upgrade(tmp_path: Path) -> None:
 
 def refusal(database: Path) -> str:
     """Return what the daemon says of a database that is too new, in the words of the runbook, as a pattern."""
+    told: str
     (told,) = re.findall(r"^policyd: the database .*$", RUNBOOK, re.MULTILINE)
-    told = told.replace("/var/lib/policyd/policyd.sqlite", str(database))
-    told = re.sub("schema [0-9]+", f"schema {SCHEMA_VERSION + 1}", told)
-    return re.escape(re.sub("knows [0-9]+", f"knows {SCHEMA_VERSION}", told))
+    return re.escape(told.replace("/var/lib/policyd/policyd.sqlite", str(database)))
