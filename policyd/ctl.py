@@ -43,7 +43,8 @@ examples:
 
 exit status:
   0  done
-  1  the daemon said no, and why; doctor has found faults
+  1  the daemon or Postfix said no, and why; a part was not done; a test was not taken;
+     doctor has found faults
   2  the command was not understood
   3  the daemon is not running, does not answer, or its socket is closed to you
 
