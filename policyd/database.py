@@ -1,4 +1,4 @@
-"""The SQLite file that outlives the daemon: locks, allowances, counts, tallies, and whether DATA was ever seen.
+"""The SQLite file that outlives the daemon: locks, allowances, counts, tallies, history, notices, and hooks once seen.
 
 One connection, in one thread, does all the writing. Each transaction is durable when it is committed
 (synchronous=FULL), and what has been handed over is kept until it is. Source: https://www.sqlite.org/wal.html.
