@@ -27,6 +27,8 @@ MAX_NAME = 64 * 1024
 """Characters of an account's name: a line of the policy protocol, each byte of it written as `\\xNN`."""
 
 MAX_REASON = 300
+"""Characters of a person's reason for a lock or an allowance."""
+
 MAX_ACCOUNTS = 100_000
 """Accounts that are listed at most, by what they send."""
 
@@ -43,6 +45,7 @@ MAX_MESSAGES = 100_000
 """Messages of the history in one answer."""
 
 MAX_QUEUE_IDS = 100
+"""Queue ids in one question."""
 
 MAX_SINCE = 1e9
 """Seconds."""

@@ -1,7 +1,7 @@
 """The history: what became of each message that an account sent, tried to send or had held.
 
-A message is told of once, when its fate is known, and waits here until it is stored. Of its recipients nothing is kept
-but how many they are.
+A message is told of once, when its fate is known, and waits here until it is stored. Of its recipients nothing is
+stored but how many they are; the request that waits here may name one.
 """
 
 from __future__ import annotations

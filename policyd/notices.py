@@ -28,6 +28,8 @@ MAX_WAITING = 1000
 """Notices that wait at the most; for one more the oldest is lost."""
 
 MINUTE = 60.0
+"""Seconds for which notices of one kind are counted, and for which a digest gathers those beyond STORM."""
+
 STORM = 10
 """Notices of one kind that are told of one by one in a minute; those beyond are in a digest."""
 

@@ -169,7 +169,7 @@ class Policy:
     def _once(self, judge: Judge, request: Request, transaction: Transaction, now: float) -> Verdict:
         """Judge a request, or say again what was said when it is the last one come again.
 
-        A hash of it will do, so that no recipient is kept.
+        A hash of it will do, so that it need not be kept for that.
         """
         asked = hash(request.values)
         if transaction.asked == asked and now - transaction.last < MEMORY:

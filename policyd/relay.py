@@ -25,7 +25,10 @@ from policyd.letters import Letter
 from policyd.sections_notify import is_host
 
 TIMEOUT = 30.0
-"""Seconds in which a relay has to have taken a mail."""
+"""Seconds for the connection to a relay, and again for the mail."""
+
+GOODBYE = 1.0
+"""Seconds in which a relay can take its leave; then it is hung up on."""
 
 MAX_LOOK_UPS = 4
 """Threads in which names are looked up."""
@@ -177,7 +180,7 @@ class Relay:
         finally:
             if conversation.transport is not None:
                 conversation.transport.loseConnection()
-                self._reactor.callLater(1.0, conversation.abort)
+                self._reactor.callLater(GOODBYE, conversation.abort)
         return f"{len(letter.to)} address" + ("es" if len(letter.to) > 1 else "")
 
     def _connect(self) -> Deferred[Conversation]:

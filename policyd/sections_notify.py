@@ -33,7 +33,10 @@ MAX_TO = 20
 """Addresses of the desk."""
 
 MAX_URL = 2000
+"""Characters of the address that notices are posted to."""
+
 MAX_ARGUMENTS = 50
+"""Words of the command, the program's path included."""
 
 _KEYS = ("events", "warn_at", "mail", "webhook", "command")
 _MAIL_KEYS = ("relay", "from", "to", "account", "language", "templates")

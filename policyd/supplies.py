@@ -18,6 +18,8 @@ SHIPPED = Path(__file__).parent / "mail"
 ENDING = ".txt"
 
 LEAST_SECRET = 16
+"""Bytes that a secret has at least: shorter ones can be guessed."""
+
 MAX_SECRET = 4096
 """Bytes of a secret."""
 
