@@ -206,11 +206,11 @@ async def within(reactor: IReactorTime, seconds: float, begin: Callable[[], Defe
     patience = reactor.callLater(seconds, cancel)
     try:
         return await work
-    except NotSentError:
-        raise
     except Exception as error:
         if late:
             raise NotSentError(f"no answer within {seconds:g} s") from error
+        if isinstance(error, NotSentError):
+            raise
         raise NotSentError(said(error)) from error
     finally:
         if patience.active():

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ import pytest
 from twisted.internet.task import Clock
 
 from policyd.database import SCHEMA_VERSION, Batch, Database, NewerDatabaseError
+from policyd.history import Message, Wanted
+from policyd.history_table import find
 from policyd.limits import Limit
 from policyd.notices import Notices
 from policyd.patience import LOCK_PATIENCE
 from policyd.sections_notify import Notify
-from policyd.storage import COLLECT, SLICE, Storage
+from policyd.storage import CLOCK_STEP, COLLECT, SLICE, Storage
 from tests.asking import ANNA, BERT, EPOCH, Event, Mail, limit
 from tests.waiting import until
 
@@ -795,3 +798,31 @@ def test_notices_are_written_into_a_new_file_when_the_old_one_is_damaged(path: P
         run.wait(lambda: run.storage.damage)
         run.settle()
         assert stored_notices(path) == ["id-1"]
+
+
+def test_a_message_is_stored_by_the_clock_as_it_is(path: Path) -> None:
+    """Whatever it was at the start: what is told of a message is compared with what others say by then."""
+    for step in (0.0, 7200.0, -86_400.0):
+        with Run(path) as run:
+            run.mail.policy.history.kept = True
+            run.mail.wall_offset += step
+            run.mail.send(user=f"{step}@example.com")
+            found: list[Message] = []
+            run.storage.ask(partial(find, wanted=Wanted(f"{step}@example.com"))).addCallback(found.extend)
+            run.wait(partial(bool, found))
+            assert abs(found[0].at - run.mail.to_wall(run.mail.now)) < CLOCK_STEP
+
+
+def test_a_question_that_takes_long_keeps_no_lock_waiting(path: Path) -> None:
+    """It has a thread of its own."""
+    goes_on = threading.Event()
+    with Run(path) as run:
+        answer = run.storage.ask(lambda _connection: goes_on.wait(60))
+        run.mail.lock(ANNA)
+        durable = run.storage.durable()
+        assert durable is not None
+        run.wait(lambda: durable.called)
+        assert not answer.called
+        goes_on.set()
+        run.wait(lambda: answer.called)
+        assert run.storage.problem == ""
