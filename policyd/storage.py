@@ -192,7 +192,9 @@ class Storage:
             self._to_look_at -= number
             self._copy(number)
             if not self._to_look_at:
-                self._hand_over(MAX_WAITING if self._idle else MOST)
+                waiting = len(self._policy.history)
+                # in a flood some are lost anyway, and answering goes before storing them
+                self._hand_over(waiting if self._idle else MOST if waiting < MAX_WAITING else MOST // 4)
         finally:  # the next time must come, whatever is wrong with this one
             busy = self._to_look_at or self._chores or accounts.stored or (accounts.changed and self._idle)
             self._clock.callLater(0 if busy else COLLECT, self._collect)
