@@ -18,7 +18,8 @@ import pytest
 from policyd.ctl_client import CtlError
 from policyd.ctl_join import Envelope, Past, Queued
 from policyd.ctl_postfix import ORDERS, Envelopes, Order, command_path
-from policyd.ctl_queue import BATCH, MAX_FLUSHED, Found, Progress, Report, as_json, as_text, obey
+from policyd.ctl_queue import BATCH, Progress, obey
+from policyd.ctl_queue_report import MAX_FLUSHED, Found, Report, as_json, as_text
 from tests.control_socket import CTL, REPOSITORY, ControlSocket, environment, line_of, listening, run
 from tests.history_socket import History
 from tests.test_ctl import whatever_is_on

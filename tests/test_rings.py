@@ -99,6 +99,7 @@ APART = (
     "ctl_postconf",
     "ctl_postfix",
     "ctl_queue",
+    "ctl_queue_report",
     "ctl_restrictions",
     "ctl_sockets",
     "ctl_text",
