@@ -57,6 +57,18 @@ def duration(text: str) -> str:
     return text
 
 
+def network(text: str) -> str:
+    """Return an address or a network as it was typed, if it is one. Raises ArgumentTypeError."""
+    from policyd import ctl_clients  # noqa: PLC0415 -- ipaddress is slow to load, and seldom needed
+
+    try:
+        ctl_clients.network(text)
+    except ValueError:
+        problem = f"want an address or network such as 192.0.2.7 or 192.0.2.0/24, got {text!r}"
+        raise argparse.ArgumentTypeError(problem) from None
+    return text
+
+
 def seconds(text: str) -> float:
     """Return the seconds between two looks of `top`. Raises ArgumentTypeError."""
     if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,3})?", text) or not LEAST_EVERY <= float(text) <= MOST_EVERY:

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from policyd import ctl_allow, ctl_history, ctl_notify, ctl_text
-from policyd.ctl_arguments import duration, most, number, path, percent, reason, seconds, typed
+from policyd.ctl_arguments import duration, most, network, number, path, percent, reason, seconds, typed
 from policyd.ctl_client import USAGE, Ask, CtlError, Question, Told
 from policyd.ctl_layout import Json, Screen
 
@@ -112,6 +112,12 @@ SINCE = (
 VERDICT = (
     "--verdict",
     {"choices": ctl_history.VERDICTS, "help": "only messages of which this became"},
+)
+
+_CLIENT: dict[str, Any] = {"type": network, "action": "append", "metavar": "ADDRESS"}
+CLIENTS = (
+    ("--client", {**_CLIENT, "help": "only messages from this address or network (192.0.2.0/24); may be repeated"}),
+    ("--except-client", {**_CLIENT, "help": "only messages from elsewhere; may be repeated"}),
 )
 
 
@@ -308,6 +314,7 @@ COMMANDS = (
             ACCOUNT,
             SINCE,
             VERDICT,
+            *CLIENTS,
             (
                 "-n",
                 {
@@ -333,7 +340,7 @@ COMMANDS = (
             ACCOUNT,
             SINCE,
             VERDICT,
-            ("--client", {"type": typed, "metavar": "ADDRESS", "help": "only messages that came from this address"}),
+            *CLIENTS,
             ("--queue", {"choices": ("hold", "deferred", "active", "incoming"), "help": "only messages in this queue"}),
             *(
                 (f"--{order}", {"dest": "order", "action": _OneOf, "const": order, "nargs": 0, "help": does})

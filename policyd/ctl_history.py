@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, ask: Ask, screen: Screen) -> Told:
     n = args.n or (MAX_MESSAGES if args.nul else SHOWN)
     if n > MAX_MESSAGES:
         raise CtlError(USAGE, f"argument -n: want at most {MAX_MESSAGES}, got {n}")
-    value = ask(question(args.account, n=n, since=args.since, verdict=args.verdict))
+    value = _asked(args, n, ask)
     if args.json:
         return Told([json.dumps(value, indent=2)])
     if args.nul:
@@ -53,11 +53,25 @@ def run(args: argparse.Namespace, ask: Ask, screen: Screen) -> Told:
     return Told(text(value, args, screen))
 
 
+def _asked(args: argparse.Namespace, n: int, ask: Ask) -> Json:
+    """Return the latest `n` messages wanted; those of some clients are picked out of all that the daemon gives."""
+    if not (args.client or args.except_client):
+        return ask(question(args.account, n=n, since=args.since, verdict=args.verdict))
+    from policyd.ctl_clients import chosen  # noqa: PLC0415 -- ipaddress is slow to load, and seldom needed
+
+    is_meant = chosen(args.client, args.except_client)
+    value = ask(question(args.account, n=MAX_MESSAGES, since=args.since, verdict=args.verdict))
+    found = [message for message in value["messages"] if is_meant(message["client"])]
+    return {**value, "messages": found[:n], "more": bool(value["more"]) or len(found) > n}
+
+
 def text(value: Json, args: argparse.Namespace, screen: Screen) -> list[str]:
     """Tell the messages, one a line, the newest last."""
     messages = value["messages"]
+    picked = args.client or args.except_client
     if not messages:
-        return [printable(f"the history has no messages{_wanted(args)} of {args.account}")]
+        rest = f"; older ones than the newest {MAX_MESSAGES} were not looked at" if picked and value["more"] else ""
+        return [printable(f"the history has no messages{_wanted(args)} of {args.account}{rest}")]
     columns = [
         Column("time"),
         Column("queue id"),
@@ -70,7 +84,8 @@ def text(value: Json, args: argparse.Namespace, screen: Screen) -> list[str]:
     ]
     lines = table(columns, [_row(message, screen) for message in reversed(messages)], screen)
     if value["more"]:
-        lines += [f"shown are the newest {len(messages)}; there are older ones: -n shows more, --since others"]
+        are = "may be" if picked else "are"
+        lines += [f"shown are the newest {len(messages)}; there {are} older ones: -n shows more, --since others"]
     return lines
 
 
@@ -88,8 +103,12 @@ def _row(message: Json, screen: Screen) -> tuple[object, ...]:
 
 
 def _wanted(args: argparse.Namespace) -> str:
-    verdict = f" that were {args.verdict}" if args.verdict else ""
-    return verdict + (f" in the last {args.since}" if args.since else "")
+    asked = f" that were {args.verdict}" if args.verdict else ""
+    if args.client or args.except_client:
+        asked += f" from {' or '.join(args.client or ['anywhere'])}"
+    if args.except_client:
+        asked += f" except {' or '.join(args.except_client)}"
+    return asked + (f" in the last {args.since}" if args.since else "")
 
 
 def _bare(value: Json) -> Told:

@@ -11,16 +11,17 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TextIO, TypeVar
 from urllib.parse import urlencode
 
 from policyd.ctl_client import DONE, REFUSED, USAGE, Ask, CtlError, Question, Told
+from policyd.ctl_clients import chosen
 from policyd.ctl_history import MAX_MESSAGES, QUEUE_ID, question
 from policyd.ctl_join import Past, Queued, match, objection, past
 from policyd.ctl_layout import Screen
 from policyd.ctl_postfix import ORDERS, Envelopes, Order, Postfix
-from policyd.ctl_queue_report import MAX_FLUSHED, Found, Report, as_json, as_text
+from policyd.ctl_queue_report import FILTERS, MAX_FLUSHED, Found, Report, as_json, as_text
 
 MAX_IDS = 100
 """Queue ids that the daemon takes in one question."""
@@ -85,6 +86,8 @@ def run(args: argparse.Namespace, ask: Ask, screen: Screen) -> Told:
     report = Report(args.account, args.order, dry_run=args.order is not None and not args.yes)
     try:
         search(report, args, ask, postfix, progress)
+        if not report.found:
+            look_for_others(report, args, lambda every, plain: search(every, plain, ask, postfix, progress))
         if args.yes:
             obey(report, ORDERS[args.order], postfix, progress)
     finally:
@@ -96,7 +99,9 @@ def run(args: argparse.Namespace, ask: Ask, screen: Screen) -> Told:
 def search(report: Report, args: argparse.Namespace, ask: Ask, postfix: Postfix, progress: Progress) -> None:
     """Find the account's messages in the queue: in the list, in the history, and in their files."""
     value = ask(question(args.account, n=MAX_MESSAGES, since=args.since, verdict=args.verdict))
-    own = {one for one in map(past, value["messages"]) if _wanted_past(one, args)}
+    is_meant = chosen(args.client, args.except_client)
+    own = {one for one in map(past, value["messages"]) if is_meant(one.client)}
+    report.heard_of = bool(value["messages"])
     report.more = bool(value["more"])
     report.account = next((one.account for one in own), args.account)
     ids = {one.queue_id for one in own if QUEUE_ID.fullmatch(one.queue_id)}
@@ -123,8 +128,15 @@ def search(report: Report, args: argparse.Namespace, ask: Ask, postfix: Postfix,
     report.left_alone.sort()
 
 
-def _wanted_past(message: Past, args: argparse.Namespace) -> bool:
-    return args.client is None or message.client == args.client
+def look_for_others(
+    report: Report, args: argparse.Namespace, look: Callable[[Report, argparse.Namespace], None]
+) -> None:
+    """Count, where nothing was found of what was asked for, all that the account has in the queue."""
+    plain = argparse.Namespace(**{**vars(args), "order": None, **dict.fromkeys(FILTERS)})
+    if vars(plain) != vars(args):
+        every = Report(args.account, None, dry_run=False)
+        look(every, plain)
+        report.account, report.others, report.heard_of = every.account, len(every.found), every.heard_of
 
 
 def _wanted_queued(message: Queued, args: argparse.Namespace) -> bool:

@@ -17,6 +17,9 @@ MAX_FLUSHED = 1000
 DOING = {"hold": ("held", "hold"), "release": ("released", "release"), "delete": ("deleted", "delete")}
 """What each order is called when it is done, and when it is not."""
 
+FILTERS = ("since", "verdict", "client", "except_client", "queue")
+"""What narrows down which of an account's messages are asked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -36,6 +39,10 @@ class Report:
     dry_run: bool
     more: bool = False
     """Whether the history has more messages of the account than the daemon gives: those are not looked for."""
+    heard_of: bool = True
+    """Whether the history has any message of the account's."""
+    others: int = 0
+    """Messages of the account in the queue that are not what was asked for; counted only where none is that."""
     unreadable: int = 0
     """Messages that Postfix lists in a form that cannot be read."""
     found: list[Found] = field(default_factory=list)
@@ -74,6 +81,7 @@ def as_json(report: Report) -> dict[str, object]:
         "problems": report.problems,
         "unreadable": report.unreadable,
         "more": report.more,
+        "others": report.others,
     }
 
 
@@ -137,6 +145,9 @@ def _summary(report: Report, args: argparse.Namespace) -> Iterable[str]:
         yield f"{counted(report.unreadable, 'message')} of the queue could not be read"
     if report.more:
         yield f"the history has more than {MAX_MESSAGES} messages of this account: older ones were not looked for"
+    if not report.found:
+        yield (f"there is nothing to {DOING[report.order][1]}: " if report.order else "") + _nothing(report, args)
+        return
     recipients = sum(one.queued.recipients for one in report.found)
     total = f"{counted(len(report.found), 'message')} of {report.account}, to {counted(recipients, 'recipient')}"
     if report.order is None:
@@ -144,13 +155,8 @@ def _summary(report: Report, args: argparse.Namespace) -> Iterable[str]:
         return
     done, do = DOING[report.order]
     if report.dry_run:
-        yield (
-            f"nothing is done yet: to {do} {total}, add --yes:"
-            if report.found
-            else f"there is nothing to {do}: {total}"
-        )
-        if report.found:
-            yield f"  {_command(args)}"
+        yield f"nothing is done yet: to {do} {total}, add --yes:"
+        yield f"  {_command(args)}"
         return
     yield f"{done}: {len(report.done)} of {total}"
     if report.gone:
@@ -162,13 +168,29 @@ def _summary(report: Report, args: argparse.Namespace) -> Iterable[str]:
         yield f"the first {MAX_FLUSHED} are tried at once, the others when Postfix runs its queue (queue_run_delay)"
 
 
+def _nothing(report: Report, args: argparse.Namespace) -> str:
+    """Say why nothing was found: the account has nothing in the queue, or nothing of what was asked for."""
+    if not report.others:
+        whose = f"that is certainly {report.account}'s" if report.left_alone else f"of {report.account}"
+        unheard = "" if report.heard_of else "; policyd knows of none it has sent"
+        return f"no message {whose} is in the queue{unheard}"
+    is_one = report.others == 1
+    those = f"{'the one message' if is_one else counted(report.others, 'message')} of {report.account} in the queue"
+    is_filtered = any(getattr(args, name) for name in FILTERS)
+    if report.order == "hold" and not is_filtered:
+        return f"{those} is on hold" if is_one else f"all {those} are on hold"
+    wanted = "on hold" if report.order == "release" and not is_filtered else "what was asked for"
+    return f"{those} is not {wanted}" if is_one else f"none of the {those} is {wanted}"
+
+
 def _command(args: argparse.Namespace) -> str:
     """Return the command that does what was only listed."""
     options = [("--socket", args.socket), ("-c", args.config), ("--postfix-config", args.postfix_config)]
     options += [
         ("--since", args.since),
         ("--verdict", args.verdict),
-        ("--client", args.client),
+        *(("--client", client) for client in args.client or ()),
+        *(("--except-client", client) for client in args.except_client or ()),
         ("--queue", args.queue),
     ]
     named = [word for option, value in options if value is not None for word in (option, shell_word(value))]

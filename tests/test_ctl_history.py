@@ -103,6 +103,29 @@ def test_an_account_without_messages(daemon: ControlSocket) -> None:
     )
 
 
+def test_clients_are_picked_out_of_all_there_is(daemon: ControlSocket) -> None:
+    """With --client and --except-client the newest of those are told, and -n means so many of them."""
+    clients = ("192.0.2.7", "198.51.100.3", "192.0.2.8", "192.0.2.9", "")
+    daemon.answers = history(*({**MESSAGE, "client": client, "queue_id": f"Q{client[-1:]}"} for client in clients))
+    given = ("--client", "192.0.2.0/24", "--client", "198.51.100.3", "--except-client", "192.0.2.8")
+    assert run(daemon, "history", "anna", "-0", *given).stdout == "Q7\0Q3\0Q9\0"
+    assert dict(parse_qsl(urlsplit(daemon.requests[0][1]).query))["n"] == "100000"
+    shown = run(daemon, "history", "anna", *given, "-n", "1").stdout.splitlines()
+    assert ("Q7" in shown[1], shown[2:]) == (
+        True,
+        ["shown are the newest 1; there may be older ones: -n shows more, --since others"],
+    )
+    daemon.answers = history(MESSAGE, more=True)
+    assert run(daemon, "history", "anna", "--client", "192.0.2.1", "--except-client", "::1").stdout == (
+        "the history has no messages from 192.0.2.1 except ::1 of anna; "
+        "older ones than the newest 100000 were not looked at\n"
+    )
+    daemon.answers = history()
+    assert run(daemon, "history", "anna", "--except-client", "::1", "--except-client", "::2").stdout == (
+        "the history has no messages from anywhere except ::1 or ::2 of anna\n"
+    )
+
+
 def test_bare_queue_ids_are_what_xargs_can_take(daemon: ControlSocket) -> None:
     """With -0 there is nothing but queue ids, each once; what is none is left out, and said on stderr."""
     ids = ["B1", "B1", "", "4bCdEf1gHz", "-d", "a b", "ALL\n", "x" * 65, "é", "٣"]
@@ -155,7 +178,7 @@ def test_an_answer_of_another_shape_is_no_traceback(daemon: ControlSocket, value
 def test_nothing_hostile_reaches_the_terminal() -> None:
     """Whatever a client sends as its sender, it can neither forge a line nor steer the terminal."""
     hostile = dict.fromkeys(("queue_id", "client", "sender", "verdict", "limit"), HOSTILE)
-    args = argparse.Namespace(account=HOSTILE, since=None, verdict=None)
+    args = argparse.Namespace(account=HOSTILE, since=None, verdict=None, client=None, except_client=None)
     value = {"messages": [{**MESSAGE, **hostile}], "more": False}
     lines = ctl_history.text(value, args, PIPE) + ctl_history.text({"messages": [], "more": False}, args, PIPE)
     assert len(lines) == 3
@@ -165,7 +188,7 @@ def test_nothing_hostile_reaches_the_terminal() -> None:
 def test_a_narrow_terminal_shortens_the_sender() -> None:
     """On a terminal only what can be long is cut: never a queue id, which is to be copied."""
     value = {"messages": [{**MESSAGE, "sender": "x" * 200}], "more": False}
-    args = argparse.Namespace(account="anna", since=None, verdict=None)
+    args = argparse.Namespace(account="anna", since=None, verdict=None, client=None, except_client=None)
     lines = ctl_history.text(value, args, Screen(NOW, VIENNA, width=100))
     assert {len(line) for line in lines} <= set(range(101))
     assert "4bCdEf1gHz" in lines[1]

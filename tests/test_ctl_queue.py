@@ -82,9 +82,7 @@ def test_lines_that_are_no_messages_are_counted(stub: ControlSocket, tmp_path: P
     """A list that cannot be read in part is told of, and the rest is used."""
     fake(tmp_path, "postqueue", "echo nonsense; echo '[]'; echo '{\"queue_id\": \"-d\"}'")
     finished = run(stub, "queue", ANNA, env=without_postfix(tmp_path))
-    assert finished.stdout == (
-        f"3 messages of the queue could not be read\nno messages of {ANNA}, to no recipients, in the queue\n"
-    )
+    assert finished.stdout == (f"3 messages of the queue could not be read\nno message of {ANNA} is in the queue\n")
 
 
 def test_bytes_that_are_no_utf8_do_not_hide_a_message(stub: ControlSocket, tmp_path: Path) -> None:
@@ -249,6 +247,15 @@ def test_where_there_is_no_postfix() -> None:
     [
         (["--yes"], "policyctl: --yes to what? Want one of --hold, --release and --delete with it"),
         (["--hold", "--delete"], "policyctl queue: error: argument --delete: not allowed with --hold"),
+        *(
+            (
+                [option, wrong],
+                f"policyctl queue: error: argument {option}: want an address or network such as 192.0.2.7 or "
+                f"192.0.2.0/24, got {wrong!r}",
+            )
+            for option in ("--client", "--except-client")
+            for wrong in ("nonsense", "192.0.2.7/24", "", "192.0.2.1\n")
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_not_begun(stub: ControlSocket, args: list[str], complaint: str) -> None:
@@ -256,6 +263,76 @@ def test_what_cannot_be_meant_is_not_begun(stub: ControlSocket, args: list[str],
     finished = run(stub, "queue", ANNA, *args)
     assert (finished.returncode, finished.stderr.splitlines()[-1]) == (2, complaint)
     assert stub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--client", "127.0.0.0/8"], f"1 message of {ANNA}, to no recipients, in the queue"),
+        (["--client", "::1", "--client", CLIENT], f"1 message of {ANNA}, to no recipients, in the queue"),
+        (["--except-client", "::1"], f"1 message of {ANNA}, to no recipients, in the queue"),
+        *(
+            (args, f"the one message of {ANNA} in the queue is not what was asked for")
+            for args in (
+                ["--client", "127.0.0.2"],
+                ["--except-client", "::ffff:127.0.0.1"],
+                ["--client", CLIENT, "--except-client", "::1", "--except-client", "127.0.0.0/31"],
+                ["--verdict", "held"],
+                ["--queue", "active"],
+            )
+        ),
+        (
+            ["--client", "127.0.0.2", "--delete", "--yes"],
+            f"there is nothing to delete: the one message of {ANNA} in the queue is not what was asked for",
+        ),
+        (["--hold"], f"there is nothing to hold: the one message of {ANNA} in the queue is on hold"),
+        (
+            ["--release", "--queue", "deferred"],
+            f"there is nothing to release: the one message of {ANNA} in the queue is not what was asked for",
+        ),
+    ],
+)
+def test_what_is_not_asked_for_is_told_from_what_is_not_there(
+    stub: ControlSocket, tmp_path: Path, args: list[str], told: str
+) -> None:
+    """Where filters leave nothing, it is said that there are messages all the same."""
+    looks_twice(tmp_path, ANNA, ANNA)
+    finished = run(stub, "queue", ANNA, *args, env=without_postfix(tmp_path))
+    assert (finished.returncode, finished.stdout.splitlines()[-1]) == (0, told)
+
+
+@pytest.mark.parametrize(
+    ("order", "client", "told"),
+    [
+        (None, "::1", "none of the 329 messages of {} in the queue is what was asked for"),
+        ("release", None, "there is nothing to release: none of the 329 messages of {} in the queue is on hold"),
+        ("hold", None, "there is nothing to hold: all 329 messages of {} in the queue are on hold"),
+    ],
+)
+def test_many_that_are_not_asked_for_are_counted(order: str | None, client: str | None, told: str) -> None:
+    """How many there are tells whether the filter or the account is wrong."""
+    names = ("since", "verdict", "except_client", "queue")
+    args = argparse.Namespace(account=ANNA, order=order, client=client and [client], **dict.fromkeys(names))
+    assert as_text(Report(ANNA, order, dry_run=order is not None, others=329), args, PIPE) == [told.format(ANNA)]
+
+
+def test_an_account_that_policyd_has_not_heard_of(stub: ControlSocket, tmp_path: Path) -> None:
+    """It may be a slip in the name: that is told from an account whose mail has left, with a filter and without."""
+    looks_twice(tmp_path, ANNA, ANNA)
+    for args in ([], ["--verdict", "held"]):
+        finished = run(stub, "queue", BERT, *args, env=without_postfix(tmp_path))
+        assert finished.stdout == f"no message of {BERT} is in the queue; policyd knows of none it has sent\n"
+    fake(tmp_path, "postqueue", ":")
+    finished = run(stub, "queue", ANNA, "--delete", env=without_postfix(tmp_path))
+    assert finished.stdout == f"there is nothing to delete: no message of {ANNA} is in the queue\n"
+
+
+def test_the_command_that_is_suggested_has_all_that_was_asked(stub: ControlSocket, tmp_path: Path) -> None:
+    """Every client that was given stands in it."""
+    looks_twice(tmp_path, ANNA, ANNA)
+    given = ["--client", CLIENT, "--client", "::1", "--except-client", "192.0.2.0/24"]
+    lines = run(stub, "queue", ANNA, *given, "--delete", env=without_postfix(tmp_path)).stdout.splitlines()
+    assert lines[-1] == f"  policyctl queue --socket {stub.path} {' '.join(given)} --delete --yes {ANNA}"
 
 
 class Postmaster:
@@ -352,7 +429,7 @@ def test_nothing_hostile_reaches_the_terminal(dry_run: bool) -> None:
     queued, past = Queued("B1", "hold", 0, 1, HOSTILE, 1), Past(HOSTILE, "B1", 0.0, 0.0, HOSTILE, HOSTILE, HOSTILE)
     report = Report(HOSTILE, "delete", dry_run=dry_run, found=[Found(queued, past, FILE)], problems=[HOSTILE])
     report.left_alone.append((queued, "why"))
-    names = ("socket", "config", "postfix_config", "since", "verdict", "client", "queue")
+    names = ("socket", "config", "postfix_config", "since", "verdict", "client", "except_client", "queue")
     args = argparse.Namespace(account=HOSTILE, order="delete", **dict.fromkeys(names))
     lines = as_text(report, args, PIPE)
     assert [line for line in lines if any(unicodedata.category(c)[0] == "C" for c in line)] == []
@@ -366,6 +443,6 @@ def test_a_name_like_an_option_is_none_in_the_suggested_command() -> None:
     """A name that begins with a dash stands behind two of them."""
     report = full_report(1)
     report.dry_run = True
-    names = ("socket", "config", "postfix_config", "since", "verdict", "client")
+    names = ("socket", "config", "postfix_config", "since", "verdict", "client", "except_client")
     args = argparse.Namespace(account="-x", order="release", queue="hold", **dict.fromkeys(names))
     assert as_text(report, args, PIPE)[-1] == "  policyctl queue --queue hold --release --yes -- -x"

@@ -86,6 +86,7 @@ APART = (
     "ctl_allow",
     "ctl_arguments",
     "ctl_client",
+    "ctl_clients",
     "ctl_commands",
     "ctl_complete",
     "ctl_doctor",
