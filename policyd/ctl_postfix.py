@@ -7,6 +7,7 @@ message is bounded. What cannot be done ends in a CtlError that says so in a sen
 from __future__ import annotations
 
 import calendar
+import contextlib
 import json
 import os
 import re
@@ -24,7 +25,10 @@ MAX_LINE = 64 * 1024 * 1024
 """Bytes of one message in the queue's list: some 100,000 recipients, each with the reason why it was deferred."""
 
 MAX_SAID = 200
-"""Characters of a command's own words that are repeated."""
+"""Characters of a line of a command's own words that are repeated."""
+
+MAX_TOLD = 10
+"""Lines of a command's own words, the last ones, that are repeated where it has failed."""
 
 PATIENCE = 300.0
 """Seconds within which a command has done what it was asked to: postsuper takes some 3 s for 10,000 messages."""
@@ -72,6 +76,7 @@ class Postfix:
     """One Postfix instance of this host: that of `folder` with main.cf, or the one that its commands think of."""
 
     def __init__(self, folder: str | None = None) -> None:
+        self._folder = folder
         self._options = [] if folder is None else ["-c", folder]
 
     def queue(self, wanted: Callable[[str], bool], seen: Callable[[int], None]) -> tuple[dict[str, Queued], int]:
@@ -94,7 +99,7 @@ class Postfix:
                 seen(number)
             said = listing.stderr.read(MAX_LINE) if listing.stderr else b""
         if listing.returncode:
-            raise _failed("postqueue", said)
+            raise self._failed("postqueue", said.decode(errors="backslashreplace"))
         return found, unreadable
 
     def envelopes(self, queue_ids: Sequence[str]) -> Envelopes:
@@ -105,7 +110,7 @@ class Postfix:
         while rest:
             status, shown, said = self._shown(rest)
             if status and _CLOSED.search(said):
-                raise _failed("postcat", said.encode())
+                raise self._failed("postcat", said)
             vanished = _VANISHED.search(said) if status else None
             expected = rest[: len(shown)] + ([vanished[1]] if vanished else [])
             if rest[: len(expected)] != [queue_id for queue_id, _ in shown] + expected[len(shown) :] or not expected:
@@ -147,18 +152,23 @@ class Postfix:
 
     def _started(self, command: str, *arguments: str) -> subprocess.Popen[bytes]:
         # what they complain of is few lines, which the pipe holds while the rest is read
-        return subprocess.Popen(  # noqa: S603 -- a command of Postfix by its path, without a shell
-            [command_path(command), *self._options, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=_environment(),
-        )
+        path = command_path(command)
+        try:
+            return subprocess.Popen(  # noqa: S603 -- a command of Postfix by its path, without a shell
+                [path, *self._options, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=_environment(),
+            )
+        except (OSError, ValueError) as error:
+            raise _not_run(path, error) from None
 
     def _run(self, command: str, *arguments: str, given: str = "") -> tuple[int, str]:
+        path = command_path(command)
         try:
             done = subprocess.run(  # noqa: S603 -- a command of Postfix by its path, without a shell
-                [command_path(command), *self._options, *arguments],
+                [path, *self._options, *arguments],
                 input=given.encode(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -168,7 +178,27 @@ class Postfix:
             )
         except subprocess.TimeoutExpired:
             raise CtlError(REFUSED, f"{command} has not come to an end within {PATIENCE:g} s") from None
+        except (OSError, ValueError) as error:
+            raise _not_run(path, error) from None
         return done.returncode, done.stderr.decode(errors="backslashreplace")
+
+    def _failed(self, command: str, said: str) -> CtlError:
+        """Return the error of a command: its last word, of which Postfix it speaks, and all it said if that is more."""
+        lines = [line[:MAX_SAID] for line in said.split("\n") if line.strip()]
+        told = [f"  {line}" for line in lines[-MAX_TOLD:]] if len(lines) > 1 else []
+        if self._folder is None:
+            read = f"the folder read is {self._default_folder()} (another instance: --postfix-config DIR)"
+        else:
+            read = f"the folder read is {self._folder}"
+        advice = "" if os.geteuid() == 0 else "; only root may do this"
+        return CtlError(REFUSED, f"{command} failed: {_word(said) or 'it did not say why'}{advice}; {read}", told)
+
+    def _default_folder(self) -> str:
+        """Return the folder that Postfix's commands think of, as far as postconf knows."""
+        said = b""
+        with contextlib.suppress(CtlError), self._started("postconf", "-h", "config_directory") as telling:
+            said = _pipe(telling).readline(MAX_SAID)
+        return said.decode(errors="backslashreplace").strip() or "Postfix's own"
 
 
 def command_path(command: str) -> str:
@@ -185,10 +215,8 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "TZ": "UTC", "LC_ALL": "C"}
 
 
-def _failed(command: str, said: bytes) -> CtlError:
-    word = _word(said.decode(errors="backslashreplace"))
-    advice = "" if os.geteuid() == 0 else "; only root may do this"
-    return CtlError(REFUSED, f"{command} failed: {word or 'it did not say why'}{advice}")
+def _not_run(path: str, error: OSError | ValueError) -> CtlError:
+    return CtlError(REFUSED, f"cannot run {path}: {getattr(error, 'strerror', None) or error}")
 
 
 def _word(said: str) -> str:

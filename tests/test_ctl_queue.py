@@ -75,7 +75,40 @@ def test_a_postfix_that_does_not_answer_is_a_sentence(
     """What Postfix's commands complain of is told in one line, with exit status 1."""
     fake(tmp_path, "postqueue", script)
     finished = run(stub, "queue", ANNA, env=without_postfix(tmp_path))
-    assert line_of(finished, 1).startswith(said)
+    line = line_of(finished, 1)
+    assert line.startswith(said)
+    assert line.endswith(" (another instance: --postfix-config DIR)")
+
+
+def test_all_that_postqueue_complains_of_is_told(stub: ControlSocket, tmp_path: Path) -> None:
+    """Its last line says where it gave up, those before it why; harmless, and no more than the last ten."""
+    script = "n=0; while [ $n -lt 20 ]; do n=$((n+1)); printf 'postqueue: warning: \\033%s\\n' $n >&2; done"
+    fake(tmp_path, "postqueue", f"{script}; printf '%01000d\\n' 0 >&2; exit 69")
+    finished = run(stub, "queue", ANNA, "--postfix-config", "/x\ny", env=without_postfix(tmp_path))
+    first, *rest = finished.stderr.splitlines()
+    assert (finished.returncode, finished.stdout) == (1, "")
+    assert first == f"policyctl: postqueue failed: {'0' * 200}; the folder read is /x\\ny"
+    assert rest == [*(f"  postqueue: warning: \\x1b{n}" for n in range(12, 21)), f"  {'0' * 200}"]
+
+
+@pytest.mark.parametrize("broken", ["postqueue", "postcat", "postsuper"])
+def test_a_command_that_cannot_be_run_is_a_sentence(stub: ControlSocket, tmp_path: Path, broken: str) -> None:
+    """A file that is no program is named, with the reason, and the exit status is 1."""
+    looks_twice(tmp_path, ANNA, ANNA)
+    (tmp_path / broken).write_bytes(b"\x7fELF no program")
+    (tmp_path / broken).chmod(0o755)
+    finished = run(stub, "queue", ANNA, "--delete", "--yes", env=without_postfix(tmp_path))
+    told = f"policyctl: cannot run {tmp_path / broken}: Exec format error"
+    assert (finished.returncode, told in (finished.stderr + finished.stdout).splitlines()) == (1, True)
+
+
+def test_the_folder_that_postfix_reads_is_named(stub: ControlSocket, tmp_path: Path) -> None:
+    """As postconf knows it; where that fails too, it is said all the same whose it is."""
+    fake(tmp_path, "postqueue", "exit 1")
+    for script, folder in (("echo /opt/postfix", "/opt/postfix"), ("exit 1", "Postfix's own")):
+        fake(tmp_path, "postconf", script)
+        line = line_of(run(stub, "queue", ANNA, env=without_postfix(tmp_path)), 1)
+        assert f"; the folder read is {folder} (another instance" in line
 
 
 def test_lines_that_are_no_messages_are_counted(stub: ControlSocket, tmp_path: Path) -> None:
