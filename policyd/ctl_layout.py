@@ -80,7 +80,7 @@ def unlock_command(account: str) -> str:
 def account_word(account: str) -> str:
     """Return what to type behind a command to name an account."""
     word = shell_word(account)
-    return f"-- {word}" if word.startswith("-") else word
+    return f"-- {word}" if account.startswith("-") else word
 
 
 def counted(number: int, noun: str) -> str:

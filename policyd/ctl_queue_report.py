@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 
 from policyd.ctl_history import MAX_MESSAGES
 from policyd.ctl_join import Envelope, Past, Queued
-from policyd.ctl_layout import Column, Screen, counted, moment, printable, shell_word, table
+from policyd.ctl_layout import Column, Screen, account_word, counted, moment, printable, shell_word, table
 
 MAX_FLUSHED = 1000
 """Released messages that are tried at once: each takes a command of some 3 ms. Postfix tries others within minutes."""
@@ -194,6 +194,4 @@ def _command(args: argparse.Namespace) -> str:
         ("--queue", args.queue),
     ]
     named = [word for option, value in options if value is not None for word in (option, shell_word(value))]
-    account = shell_word(args.account)
-    words = ["policyctl", "queue", *named, f"--{args.order}", "--yes", *(["--"] if account.startswith("-") else [])]
-    return " ".join([*words, account])
+    return " ".join(["policyctl", "queue", *named, f"--{args.order}", "--yes", account_word(args.account)])

@@ -477,5 +477,6 @@ def test_a_name_like_an_option_is_none_in_the_suggested_command() -> None:
     report = full_report(1)
     report.dry_run = True
     names = ("socket", "config", "postfix_config", "since", "verdict", "client", "except_client")
-    args = argparse.Namespace(account="-x", order="release", queue="hold", **dict.fromkeys(names))
-    assert as_text(report, args, PIPE)[-1] == "  policyctl queue --queue hold --release --yes -- -x"
+    for account, word in (("-x", "-x"), ("-x'y", "'-x'\"'\"'y'"), ("-\n", "$'-\\x0a'")):
+        args = argparse.Namespace(account=account, order="release", queue="hold", **dict.fromkeys(names))
+        assert as_text(report, args, PIPE)[-1] == f"  policyctl queue --queue hold --release --yes -- {word}"
