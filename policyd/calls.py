@@ -251,15 +251,19 @@ class Api:
     def _unlocking(self, names: list[str], call: Call) -> Iterator[str]:
         unlocked: list[str] = []
         free: list[str] = []
+        held: list[str] = []
         for part in _parts(names, UNLOCKS):
             done = self._desk.unlock(part, call.caller.name, call.now, call.caller.uid)
             unlocked += done["unlocked"]
             free += done["free"]
+            held += done["held"]
             yield ""
         yield '{"unlocked": '
         yield from _list_text(_parts(unlocked, NAMES))
         yield ', "free": '
         yield from _list_text(_parts(free, NAMES))
+        yield ', "held": '
+        yield from _list_text(_parts(held, NAMES))
         yield "}"
 
     def _reset(self, call: Call) -> Json:

@@ -181,7 +181,12 @@ def lock_made(value: Json, screen: Screen) -> list[str]:
 
 def unlocked(value: Json) -> list[str]:
     """Tell for each account whether it has been freed or was free."""
-    freed = [f"{name} unlocked; its windows start anew" for name in value["unlocked"]]
+    freed = []
+    held = frozenset(value.get("held", ()))
+    for name in value["unlocked"]:
+        freed += [f"{name} unlocked; its windows start anew"]
+        if name in held:
+            freed += [f"{INDENT}what was held stays on hold: policyctl queue --queue hold {account_word(name)}"]
     return shown(freed + [f"{name} was not locked" for name in value["free"]])
 
 

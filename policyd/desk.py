@@ -21,6 +21,9 @@ from policyd.tally import HOOKS, OTHER_STATES, STATES
 _REASON = re.compile(r"more than \S+ (\w+) in ")
 """See Limit.reason."""
 
+HOLD = "HOLD"
+"""The action that puts mail on hold."""
+
 LOCKS = 20
 """Locks that are shown in one piece."""
 
@@ -131,12 +134,16 @@ class Desk:
         return self._lock_of(account)
 
     def unlock(self, names: Sequence[str], by: str, now: float, uid: int | None = None) -> Json:
-        """Free accounts; to free one that is free is no error."""
+        """Free accounts, and tell of which of them mail was held; to free one that is free is no error."""
         done: dict[bool, list[str]] = {True: [], False: []}
+        held: list[str] = []
         for given in names:
             name = self.known(given, now)
+            account = self._policy.locks.peek(name, now)
+            if account is not None and account.lock is not None and _has_held(account, account.lock):
+                held.append(name)
             done[self._policy.locks.unlock(name, by, now, uid)].append(name)
-        return {"unlocked": done[True], "free": done[False]}
+        return {"unlocked": done[True], "free": done[False], "held": held}
 
     def reset(self, name: str, by: str, now: float, uid: int | None = None) -> Json:
         """Forget an account's counts."""
@@ -175,6 +182,11 @@ class Desk:
             "reason": lock.reason,
             "action": lock.verdict.word,
         }
+
+
+def _has_held(account: Account, lock: Lock) -> bool:
+    """Tell whether mail of an account was held: by a limit, or by its lock."""
+    return account.held > 0 or (lock.verdict.word == HOLD and account.attempts_while_locked > 0)
 
 
 def _counted(lock: Lock) -> str | None:

@@ -305,6 +305,7 @@ def test_a_lock_may_hold_instead_of_refuse(daemon: Policyd) -> None:
     """The message is held at DATA, where its queue id is known."""
     assert post(daemon, "/lock", account="held@example.com", reason="look", hold=True)["action"] == "HOLD"
     assert daemon.message("held@example.com") == ["DUNNO", "HOLD Account held@example.com is locked: look"]
+    assert post(daemon, "/unlock", accounts=["held@example.com"])["held"] == ["held@example.com"]
 
 
 def test_an_account_is_freed_and_its_windows_start_anew(daemon: Policyd) -> None:
@@ -315,6 +316,7 @@ def test_an_account_is_freed_and_its_windows_start_anew(daemon: Policyd) -> None
     assert post(daemon, "/unlock", accounts=names) == {
         "unlocked": ["unlock@example.com"],
         "free": ["unknown@example.com", "unlock@example.com"],
+        "held": [],
     }
     status = get(daemon, "/status?account=unlock@example.com")
     assert (status["lock"], status["limits"][1]["count"]) == (None, 0)
@@ -483,7 +485,7 @@ def test_a_strange_account_can_be_locked_and_freed(daemon: Policyd, account: str
     lines = len(daemon.stderr.splitlines())
     assert post(daemon, "/lock", account=account, reason=f"<{account[:200]}>")["account"] == account
     assert account in [lock["account"] for lock in get(daemon, "/locked")]
-    assert post(daemon, "/unlock", accounts=[account]) == {"unlocked": [account], "free": []}
+    assert post(daemon, "/unlock", accounts=[account]) == {"unlocked": [account], "free": [], "held": []}
     assert len(daemon.stderr.split("\n")) == lines + 3
 
 
@@ -555,7 +557,7 @@ def test_a_body_without_bounds_is_refused(daemon: Policyd, head: str, body: byte
 def test_a_large_body_within_the_maximum_is_read(daemon: Policyd) -> None:
     """64 KiB are a body like any other."""
     names = [f"{n:0100}" for n in range(600)]
-    assert post(daemon, "/unlock", accounts=names) == {"unlocked": [], "free": names}
+    assert post(daemon, "/unlock", accounts=names) == {"unlocked": [], "free": names, "held": []}
 
 
 def test_slow_callers_keep_nobody_waiting(daemon: Policyd) -> None:

@@ -43,7 +43,7 @@ HOSTILE = "\x1b]0;owned\x07\nroot is not locked\u202e"
         ctl_text.locked([{**BY_HAND, "account": HOSTILE, "reason": HOSTILE}], PIPE),
         ctl_text.locked_lately([{**BY_HAND, "account": HOSTILE, "reason": HOSTILE, "by": HOSTILE}], PIPE),
         ctl_text.lock_made({**BY_HAND, "account": HOSTILE, "reason": HOSTILE}, PIPE),
-        ctl_text.unlocked({"unlocked": [HOSTILE], "free": [HOSTILE]}),
+        ctl_text.unlocked({"unlocked": [HOSTILE], "free": [HOSTILE], "held": [HOSTILE]}),
         ctl_text.counts_reset({"account": HOSTILE, "seen": True}),
         ctl_text.reloaded({"changed": [HOSTILE], "needs_restart": [HOSTILE]}),
     ],

@@ -315,6 +315,17 @@ def test_unlock_tells_who_was_freed_and_who_was_free() -> None:
     ]
 
 
+def test_unlock_tells_what_stays_on_hold() -> None:
+    """Right below the account, with the command that shows it; an account with a strange name can be typed, too."""
+    assert ctl_text.unlocked({"unlocked": ["anna", "bert", "-x y"], "free": [], "held": ["anna", "-x y"]}) == [
+        "anna unlocked; its windows start anew",
+        "  what was held stays on hold: policyctl queue --queue hold anna",
+        "bert unlocked; its windows start anew",
+        "-x y unlocked; its windows start anew",
+        "  what was held stays on hold: policyctl queue --queue hold -- '-x y'",
+    ]
+
+
 @pytest.mark.parametrize(
     ("seen", "line"),
     [(True, "anna: its counts are forgotten"), (False, "anna: no activity seen, there was nothing to forget")],

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.asking import Connection, Mail, limit
+from tests.asking import ANNA, Connection, Mail, limit
 
 LOCKED = "HOLD Account anna@example.com is locked: spam"
 HOLD = "HOLD {limit} {count}"
@@ -144,6 +144,18 @@ def test_a_limit_that_holds_and_locks_holds_all_that_follows() -> None:
     assert mail.tallies() == {"held": 1}
     assert mail.send() == "HOLD recipients 3"
     assert mail.tallies() == {"held": 1, "attempts_while_locked": 1}
+
+
+def test_who_frees_an_account_is_told_that_its_mail_was_held() -> None:
+    """By a limit, or by a lock under which it has tried; not where nothing was, nor where it was refused."""
+    mail = holding()
+    mail.send(recipients=3)
+    for user, hold in ((ANNA, False), ("held", True), ("idle", True), ("refused", False)):
+        mail.lock(user, hold=hold)
+        if user in ("held", "refused"):
+            mail.send(user=user)
+    users = [ANNA, "held", "idle", "refused", "free"]
+    assert mail.desk.unlock(users, "desk", mail.now) == {"unlocked": users[:4], "free": ["free"], "held": users[:2]}
 
 
 def test_end_of_message_of_a_held_message_passes_though_its_account_is_locked() -> None:

@@ -151,7 +151,7 @@ def test_to_unlock_a_free_account_is_no_error() -> None:
     """Freeing an account that is free, or was never seen, changes nothing."""
     mail = Mail(limit("messages", 3))
     mail.send()
-    assert mail.desk.unlock([ANNA, BERT], "desk", mail.now) == {"unlocked": [], "free": [ANNA, BERT]}
+    assert mail.desk.unlock([ANNA, BERT], "desk", mail.now) == {"unlocked": [], "free": [ANNA, BERT], "held": []}
     assert mail.count() == 1
 
 
@@ -295,4 +295,4 @@ def test_a_lock_from_before_names_were_lowered_can_be_lifted() -> None:
     mail.lock("Bert")
     mail.reload(rules=Rules(lowercase=True))
     assert mail.account("Bert")["lock"] is not None
-    assert mail.desk.unlock(["Bert", "Anna"], "desk", mail.now) == {"unlocked": ["Bert"], "free": ["anna"]}
+    assert mail.desk.unlock(["Bert", "Anna"], "desk", mail.now) == {"unlocked": ["Bert"], "free": ["anna"], "held": []}
