@@ -47,6 +47,12 @@ MAX_MESSAGES = 100_000
 MAX_QUEUE_IDS = 100
 """Queue ids in one question."""
 
+QUEUE_ORDERS = ("hold", "release", "delete")
+"""What can be done to messages in Postfix's queue."""
+
+MAX_QUEUED = 10**9
+"""Messages, or recipients of them, of which one order is told at most."""
+
 MAX_SINCE = 1e9
 """Seconds."""
 
@@ -165,6 +171,7 @@ class Api:
             (b"POST", b"/lock"): self._lock,
             (b"POST", b"/unlock"): self._unlock,
             (b"POST", b"/reset"): self._reset,
+            (b"POST", b"/queue-order"): self._queue_order,
             (b"POST", b"/reload"): self._reload_config,
             (b"GET", b"/allowances"): self._allowances,
             (b"POST", b"/allow"): self._allow,
@@ -268,6 +275,16 @@ class Api:
 
     def _reset(self, call: Call) -> Json:
         return self._desk.reset(call.text("account"), call.caller.name, call.now, call.caller.uid)
+
+    def _queue_order(self, call: Call) -> Json:
+        account, order = call.text("account"), call.values.get("order")
+        if order not in QUEUE_ORDERS:
+            raise RefusedError(f"order: want one of {', '.join(QUEUE_ORDERS)}")
+        done = {"order": order, **{name: call.values.get(name) for name in ("messages", "recipients")}}
+        for name in ("messages", "recipients"):
+            if type(done[name]) is not int or not 0 <= done[name] <= MAX_QUEUED:
+                raise RefusedError(f"{name}: want a whole number from 0 to {MAX_QUEUED}")
+        return self._desk.queue_ordered(account, done, call.caller.name, call.now, call.caller.uid)
 
     def _allowances(self, call: Call) -> Iterator[str]:
         return _list_text(self._desk.allowances.listed(call.now))

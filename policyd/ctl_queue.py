@@ -35,6 +35,9 @@ BATCH = 250
 TRIES = 3
 """So often a batch is looked at and the order given: a message that Postfix just moves between its queues is missed."""
 
+UNTOLD = "policyctl: done, but policyd's log may not tell of it"
+"""How a remark begins about an order of which policyd could not be told."""
+
 CALM = 0.1
 """Seconds between two changes of the line that shows how far it is."""
 
@@ -93,7 +96,25 @@ def run(args: argparse.Namespace, ask: Ask, screen: Screen) -> Told:
     finally:
         progress.clear()
     status = REFUSED if report.failed or report.problems else DONE
-    return Told([json.dumps(as_json(report), indent=2)] if args.json else as_text(report, args, screen), status)
+    lines = [json.dumps(as_json(report), indent=2)] if args.json else as_text(report, args, screen)
+    return Told(lines, status, log(report, ask))
+
+
+def log(report: Report, ask: Ask) -> list[str]:
+    """Have policyd log what was done, and who did it; return what is to be said where it cannot."""
+    done = frozenset(report.done)
+    if not done:
+        return []
+    recipients = sum(one.queued.recipients for one in report.found if one.queued.queue_id in done)
+    told = {"account": report.account, "order": report.order, "messages": len(done), "recipients": recipients}
+    try:
+        ask(Question("/queue-order", told))
+    except CtlError as error:
+        first, *rest = error.lines
+        return [f"{UNTOLD}: {first.removeprefix('policyctl: ')}", *rest]
+    except KeyboardInterrupt:
+        return [f"{UNTOLD}: interrupted"]
+    return []
 
 
 def search(report: Report, args: argparse.Namespace, ask: Ask, postfix: Postfix, progress: Progress) -> None:

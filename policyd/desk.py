@@ -150,6 +150,12 @@ class Desk:
         name = self.known(name, now)
         return {"account": name, "seen": self._policy.locks.reset(name, by, now, uid)}
 
+    def queue_ordered(self, name: str, done: Json, by: str, now: float, uid: int | None = None) -> Json:
+        """Log what policyctl has done to messages in Postfix's queue: `done` tells the order, and of how many."""
+        done = {"account": self.known(name, now), **done}
+        self._policy.queue_ordered({**done, "by": by, "uid": uid})
+        return done
+
     def known(self, given: str, now: float) -> str:
         """Return an account's name from what a person typed: as it is if there is one of that name.
 

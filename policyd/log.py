@@ -32,6 +32,7 @@ EVENTS = {
     "lock": NOTICE,
     "unlock": NOTICE,
     "reset": NOTICE,
+    "queue": NOTICE,
     "allow": NOTICE,
     "disallow": NOTICE,
     "allowance-over": NOTICE,

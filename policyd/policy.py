@@ -118,6 +118,10 @@ class Policy:
             problems.append(NO_SIZE_SEEN)
         return problems
 
+    def queue_ordered(self, fields: Mapping[str, object]) -> None:
+        """Tell what a person has had done to an account's messages in Postfix's queue."""
+        self._report("queue", fields)
+
     def _saw_first(self, state: str) -> None:
         """Note one of the HOOKS that was never seen, and tell when it changes what messages are counted at."""
         tally = self.tally

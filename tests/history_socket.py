@@ -23,7 +23,7 @@ class History:
     @property
     def answers(self) -> dict[str, tuple[int, Any]]:
         """What a control socket answers that has this history."""
-        return {"/history": (200, self._answer)}
+        return {"/history": (200, self._answer), "/queue-order": (200, {})}
 
     def add(self, account: str, queue_id: str, began: float, at: float, *, client: str, sender: str) -> None:
         """Tell of one message more."""

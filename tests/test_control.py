@@ -296,6 +296,16 @@ def test_a_lock_by_hand_is_in_force_at_once(daemon: Policyd) -> None:
     assert f"lock account=hand@example.com by={CALLER} uid={os.getuid()} reason=phished" in daemon.stderr
 
 
+def test_who_did_what_to_the_queue_is_logged(daemon: Policyd) -> None:
+    """In one line, whatever the account is called; who it was is known from the socket."""
+    order = {"order": "delete", "messages": 3, "recipients": 150}
+    for account, written in (("QUEUE@example.com", "queue@example.com"), ("x\nlock by=z", '"x\\nlock by=z"')):
+        told = post(daemon, "/queue-order", account=account, by="policyd", uid=1, **order)
+        assert told == {"account": account.lower(), **order}
+        line = f"queue account={written} order=delete messages=3 recipients=150 by={CALLER} uid={os.getuid()}"
+        assert line in [line.partition(" NOTICE ")[2] for line in daemon.stderr.splitlines()]
+
+
 def test_the_author_of_a_lock_cannot_be_claimed(daemon: Policyd) -> None:
     """Who asks is known from the socket, whatever the body says."""
     assert post(daemon, "/lock", account="claim@example.com", reason="x", by="policyd")["by"] == CALLER
@@ -416,6 +426,10 @@ def test_a_call_that_there_is_not_is_not_found(daemon: Policyd, method: str, pat
     assert call(daemon, method, path) == (404, {"error": "there is no such call"})
 
 
+ODD_ORDERS: tuple[object, ...] = (None, "", "HOLD", 5, ["hold"], {})
+ODD_NUMBERS: tuple[object, ...] = (None, True, "5", 1.0, -1, 10**9 + 1, 10**400, [], {})
+
+
 def wrong(error: str, path: str, *bodies: object) -> list[Any]:
     """Return rows of bodies that are all refused with the same error."""
     return [pytest.param(path, body, error, id=f"{path} {body!r}"[:50]) for body in bodies]
@@ -441,6 +455,22 @@ def wrong(error: str, path: str, *bodies: object) -> list[Any]:
         ),
         *wrong("accounts: want a list of names", "/unlock", {}, {"accounts": []}, {"accounts": "x"}),
         *wrong("accounts: want a list of names", "/unlock", {"accounts": [""]}, {"accounts": ["x", 5]}),
+        *wrong("account is missing", "/queue-order", {"order": "hold", "messages": 1, "recipients": 1}),
+        *wrong(
+            "order: want one of hold, release, delete",
+            "/queue-order",
+            *({"account": "x", "order": o, "messages": 1, "recipients": 1} for o in ODD_ORDERS),
+        ),
+        *wrong(
+            "messages: want a whole number from 0 to 1000000000",
+            "/queue-order",
+            *({"account": "x", "order": "hold", "messages": n, "recipients": 1} for n in ODD_NUMBERS),
+        ),
+        *wrong(
+            "recipients: want a whole number from 0 to 1000000000",
+            "/queue-order",
+            *({"account": "x", "order": "hold", "messages": 1, "recipients": n} for n in ODD_NUMBERS),
+        ),
         *wrong("account is missing", "/reset", {}, {"account": 5}, {"accounts": ["x"]}),
     ],
 )

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from policyd.ctl_client import CtlError
+from policyd.ctl_client import CtlError, Question
 from policyd.ctl_join import Envelope, Past, Queued
 from policyd.ctl_postfix import ORDERS, Envelopes, Order, command_path
-from policyd.ctl_queue import BATCH, Progress, obey
+from policyd.ctl_queue import BATCH, Progress, log, obey
 from policyd.ctl_queue_report import MAX_FLUSHED, Found, Report, as_json, as_text
 from tests.control_socket import CTL, REPOSITORY, ControlSocket, environment, line_of, listening, run
 from tests.history_socket import History
@@ -267,6 +267,56 @@ def test_what_postsuper_does_not_confirm_was_not_done(
         f"deleted: 0 of 1 message of {ANNA}, to no recipients",
         *told,
     ]
+
+
+DONE_BY_POSTFIX = "while read id; do echo postsuper: $id: removed >&2; done"
+"""Deletes all that it is told to."""
+
+
+@pytest.mark.parametrize(
+    ("answer", "remark"),
+    [
+        ((200, {}), ""),
+        ((404, {"error": "there is no such call"}), "there is no such call"),
+        (
+            (200, b""),
+            "policyd broke off on {path} before it had answered: it was stopped or died, see its log; "
+            "whether it has done it is not known",
+        ),
+    ],
+)
+def test_what_was_done_is_told_to_the_daemon(tmp_path: Path, answer: tuple[int, object], remark: str) -> None:
+    """So its log tells who did it; where it cannot be told, the order is done all the same, and that is said."""
+    looks_twice(tmp_path, ANNA, ANNA)
+    fake(tmp_path, "postsuper", DONE_BY_POSTFIX)
+    history = History()
+    history.add(ANNA, "B1", time.time(), time.time(), client=CLIENT, sender="s")
+    with listening(tmp_path / "control.sock", {**history.answers, "/queue-order": answer}) as socket:
+        finished = run(socket, "queue", ANNA, "--delete", "--yes", env=without_postfix(tmp_path))
+        told = socket.requests[-1]
+    assert finished.returncode == 0
+    assert finished.stdout.splitlines()[-1] == f"deleted: 1 of 1 message of {ANNA}, to no recipients"
+    complaint = f"policyctl: done, but policyd's log may not tell of it: {remark.format(path=socket.path)}\n"
+    assert finished.stderr == (complaint if remark else "")
+    assert told == ("POST", "/queue-order", {"account": ANNA, "order": "delete", "messages": 1, "recipients": 0})
+
+
+@pytest.mark.parametrize(("args", "second"), [((), ANNA), (("--delete",), ANNA), (("--delete", "--yes"), BERT)])
+def test_what_was_not_done_is_not_told(stub: ControlSocket, tmp_path: Path, args: Sequence[str], second: str) -> None:
+    """A list, an order without --yes, and one that found nothing left to do are no line of the log."""
+    looks_twice(tmp_path, ANNA, second)
+    assert run(stub, "queue", ANNA, *args, env=without_postfix(tmp_path)).returncode == 0
+    assert {method for method, _, _ in stub.requests} == {"GET"}
+
+
+def test_only_what_was_done_is_counted() -> None:
+    """Messages that Postfix did not confirm, and their recipients, are not part of it."""
+    asked: list[Question] = []
+    report = full_report(3)
+    report.done, report.failed = ["Q0", "Q2"], ["Q1"]
+    assert log(report, asked.append) == []
+    (question,) = asked
+    assert question.body == {"account": ANNA, "order": "release", "messages": 2, "recipients": 2}
 
 
 def test_where_there_is_no_postfix() -> None:

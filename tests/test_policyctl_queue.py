@@ -30,4 +30,5 @@ def test_the_daemons_history_finds_what_is_in_the_queue(tmp_path: Path) -> None:
         value = daemon.ctl_json("queue", "anna@example.com", "--delete", "--yes", "--postfix-config", config)
         assert [one["queue_id"] for one in value["messages"]] == value["done"] == wanted
         assert value["left_alone"] == []
+        assert "queue account=anna@example.com order=delete messages=5 recipients=15 by=" in daemon.stderr
         assert [one["queue_id"] for one in postfix.queue()] == [other]
