@@ -53,10 +53,38 @@ the daemon's socket is, in this order:
   else the first that listens of: {places}"""
 
 
+MAX_COMMAND = 40
+"""Characters of an unknown command for which one is looked for that looks like it."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that names the command which an unknown one looks like, instead of all that there are."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        choices = action.choices
+        if not isinstance(action, argparse._SubParsersAction) or choices is None or value in choices:
+            super()._check_value(action, value)
+            return
+        import difflib  # noqa: PLC0415 -- only who has mistyped needs it
+
+        close = difflib.get_close_matches(value, list(choices), 1) if len(value) <= MAX_COMMAND else []
+        advice = f"did you mean {close[0]}?" if close else "policyctl --help shows what there is"
+        raise argparse.ArgumentError(None, f"there is no command {value[:MAX_COMMAND]!r}: {advice}")
+
+
+def _parsed(words: Sequence[str]) -> argparse.Namespace:
+    """Return what was typed; SystemExit, with the usage of the command, where it makes no sense."""
+    args, unknown = _parser().parse_known_args(words)
+    if unknown:
+        parser: argparse.ArgumentParser = args.parser
+        parser.error(f"unrecognized arguments: {' '.join(map(ctl_layout.printable, unknown))}")
+    return args
+
+
 def _parser() -> argparse.ArgumentParser:
     style: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     epilog = EPILOG.format(places=", ".join(map(str, control_sockets())))
-    parser = argparse.ArgumentParser("policyctl", description=DESCRIPTION, epilog=epilog, **style)
+    parser = _Parser("policyctl", description=DESCRIPTION, epilog=epilog, **style)
     parser.set_defaults(socket=None, config=None, json=False)
     parser.add_argument("--version", action="version", version=f"policyctl {__version__}")
     _add_common_options(parser)
@@ -65,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         child = commands.add_parser(command.name, help=command.does, description=command.why, **style)
         for flag, settings in command.arguments:
             child.add_argument(flag, **settings)
-        child.set_defaults(command=command, run=command.run)
+        child.set_defaults(command=command, run=command.run, parser=child)
         _add_common_options(child)
     return parser
 
@@ -123,7 +151,7 @@ def _run() -> int:
 
         return ctl_complete.run(_parser(), sys.argv[2:], _places)
     try:
-        told = _answer(_parser().parse_args())
+        told = _answer(_parsed(sys.argv[1:]))
     except CtlError as error:
         _complain(error.lines)
         return error.status

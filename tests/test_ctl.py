@@ -157,7 +157,12 @@ def test_a_refusal_is_one_line_and_its_problems(daemon: ControlSocket) -> None:
     ("args", "complaint"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (["stat"], "invalid choice: 'stat'"),
+        (["stat"], "policyctl: error: there is no command 'stat': did you mean status?"),
+        (["unlokc", "anna"], "policyctl: error: there is no command 'unlokc': did you mean unlock?"),
+        (["\x1b[2J"], "there is no command '\\x1b[2J': policyctl --help shows what there is"),
+        (["x" * 100_000], f"there is no command '{'x' * 40}': policyctl --help shows what there is"),
+        (["status", "--frob"], "policyctl status: error: unrecognized arguments: --frob"),
+        (["reload", "\x1b[2J"], "policyctl reload: error: unrecognized arguments: \\x1b[2J"),
         (["status", ""], "argument ACCOUNT: want a text that is not empty"),
         (["unlock"], "the following arguments are required: ACCOUNT"),
         (["lock", "bert"], "the following arguments are required: --reason"),
@@ -174,6 +179,14 @@ def test_a_command_that_makes_no_sense_is_not_sent(args: list[str], complaint: s
     finished = policyctl(*args)
     assert (finished.returncode, finished.stdout) == (2, "")
     assert complaint in finished.stderr.splitlines()[-1]
+
+
+def test_an_unknown_option_is_told_with_what_the_command_takes() -> None:
+    """The usage is the command's own, whose options are those that matter."""
+    finished = policyctl("queue", "anna", "--forse")
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("usage: policyctl queue [-h]")
+    assert "--release" in finished.stderr
 
 
 @pytest.mark.parametrize("accounts", [1, 20000])
