@@ -103,19 +103,29 @@ def exit_status(value: Json) -> int:
 def text(value: Json) -> list[str]:
     """Tell what is wrong: each fault with its place, its reason and its lines, then what else is to be known."""
     lines: list[str] = []
+    mended: dict[tuple[str, ...], int] = {}
     for number, fault in enumerate(value["faults"], 1):
         lines += [f"{number}. {fault['what']}", *_place(fault), *_paragraph(fault["why"])]
-        lines += [f"     {line}" for line in fault["mend"]] + [""]
+        lines += [*_mending(tuple(fault["mend"]), mended, number), ""]
     lines += [f"note: {note}" for note in value["notes"]] + [""] * bool(value["notes"])
     found = len(value["faults"])
     if found:
         lines += [
-            f"{found} fault{'' if found == 1 else 's'}. Lines that begin with # are for you to do. After each mending: "
-            "postfix reload, and policyctl doctor again"
+            f"{found} fault{'' if found == 1 else 's'}; Postfix was read from {value['postfix']}. "
+            "Lines that begin with # are for you to do. After each mending: postfix reload, and policyctl doctor again"
         ]
     else:
         lines += [f"no fault found: Postfix ({value['postfix']}) asks policyd as it should"]
     return [printable(line) for line in lines]
+
+
+def _mending(mend: tuple[str, ...], mended: dict[tuple[str, ...], int], number: int) -> list[str]:
+    """Return the lines that mend a fault; where they have been told of one before, that they mend this, too."""
+    first = mended.setdefault(mend, number)
+    if first == number or not all(line.startswith("postconf ") for line in mend):
+        return [f"     {line}" for line in mend]
+    what = "The line above mends" if len(mend) == 1 else "The lines above mend"
+    return [f"   {what} this, too: see {first}."]
 
 
 def _paragraph(sentences: str) -> list[str]:

@@ -67,10 +67,22 @@ def test_fault_is_told_with_its_place_its_reason_and_its_cure(daemon: ControlSoc
         "   Postfix itself answers 452 to the recipients beyond, and policyd is never asked about them.\n"
         f"     postconf -c {conf} -e 'smtpd_recipient_limit = 5100'\n"
         "\n"
-        "1 fault. Lines that begin with # are for you to do. After each mending: postfix reload, and policyctl doctor "
-        "again\n",
+        f"1 fault; Postfix was read from {conf}. Lines that begin with # are for you to do. After each mending: "
+        "postfix reload, and policyctl doctor again\n",
         "",
     )
+
+
+def test_lines_that_mend_two_faults_are_told_once(daemon: ControlSocket, conf: Path) -> None:
+    """The second time it is said that they do; programs get them with each fault."""
+    write(conf, {**MAIN, "policyd": f"inet:127.0.0.1:{port(daemon)}"})
+    given = ("doctor", "--postfix-config", str(conf))
+    faults = json.loads(run(daemon, *given, "--json").stdout)["faults"]
+    assert [fault["code"] for fault in faults] == ["default-action-unset", "timeout-too-long"]
+    assert faults[0]["mend"] == faults[1]["mend"]
+    lines = run(daemon, *given).stdout.splitlines()
+    assert [lines.count(f"     {line}") for line in faults[0]["mend"]] == [1] * len(faults[0]["mend"])
+    assert lines[-3].endswith("above mends this, too: see 1.")
 
 
 def test_json_has_its_documented_shape(daemon: ControlSocket, conf: Path) -> None:
