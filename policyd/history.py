@@ -97,33 +97,33 @@ class NoHistoryError(Exception):
 class History:
     """The messages that wait to be stored, the oldest first."""
 
-    __slots__ = ("_noted", "_taken", "_waiting", "kept")
+    __slots__ = ("_waiting", "kept", "lost")
 
     def __init__(self) -> None:
         self.kept = False
         """Whether anything is."""
-        self._waiting: deque[tuple[Any, ...]] = deque(maxlen=MAX_WAITING)
+        self.lost = 0
+        """How many were too many to wait."""
+        self._waiting: deque[tuple[Any, ...]] = deque()
         """Each is made a Seen when it is taken, which takes longer than to note it."""
-        self._noted = self._taken = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    @property
-    def lost(self) -> int:
-        """How many were too many to wait."""
-        return self._noted - self._taken - len(self._waiting)
-
     def note(self, seen: Seen) -> None:
         """Have a message stored."""
-        self._waiting.append(seen)
-        self._noted += 1
+        if len(self._waiting) < MAX_WAITING:
+            self._waiting.append(seen)
+        else:
+            self.lost += 1
 
     def passed(self, transaction: Transaction, request: Request, now: float) -> None:
         """Note that a transaction's message passes at DATA, as nearly all do: there is nothing more to say of it."""
-        name = transaction.account.name
-        self._waiting.append((transaction.began, now, name, request.lines, transaction.recipients, PASS))
-        self._noted += 1
+        if len(self._waiting) < MAX_WAITING:
+            name = transaction.account.name
+            self._waiting.append((transaction.began, now, name, request.lines, transaction.recipients, PASS))
+        else:
+            self.lost += 1
 
     def decided(self, transaction: Transaction, request: Request, answer: Verdict, now: float) -> None:
         """Note the verdict on a transaction's message, in place of any that was noted before.
@@ -154,5 +154,4 @@ class History:
         for _ in range(min(most, len(self._waiting))):
             began, at, *rest = self._waiting.popleft()
             taken.append(Seen(began + offset, at + offset, *rest))
-        self._taken += len(taken)
         return taken
