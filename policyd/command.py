@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import threading
@@ -25,6 +26,9 @@ MAX_OUTPUT = 2000
 
 MAX_SHOWN = 200
 """Characters of its output that are shown, the last ones."""
+
+MAX_LATER = 100
+"""Times that is read what comes after a command has ended."""
 
 _LOOK = 0.02
 """Seconds between two looks at whether it has ended."""
@@ -95,7 +99,8 @@ class Commands:
                 start_new_session=True,
             )
         kept: list[bytes] = []
-        reading = threading.Thread(target=_read, args=(process.stdout, kept), name="output", daemon=True)
+        over = threading.Event()
+        reading = threading.Thread(target=_read, args=(process.stdout, kept, over), name="output", daemon=True)
         reading.start()
         late = not self._ends(process.pid, self._timeout)
         if late:
@@ -103,7 +108,8 @@ class Commands:
             self._ends(process.pid, self._grace)
             self._signal(process.pid, signal.SIGKILL)  # before it is reaped: till then the group is its own
         status = process.wait()
-        reading.join(_LOOK if not late else self._grace)  # what it has started may go on holding the pipe
+        over.set()
+        reading.join(self._grace)
         return Ended(status, b"".join(kept).decode(errors="backslashreplace"), late)
 
     def _ends(self, pid: int, seconds: float) -> bool:
@@ -120,10 +126,17 @@ class Commands:
             os.killpg(pid, number)
 
 
-def _read(pipe: IO[bytes], kept: list[bytes]) -> None:
-    """Keep the end of what a command writes, and let it write on."""
-    last = b""
+def _read(pipe: IO[bytes], kept: list[bytes], over: threading.Event) -> None:
+    """Keep the end of what a command writes, and let it write on; what it leaves behind may hold the pipe for ever."""
+    last, more = b"", MAX_LATER
     with pipe, suppress(OSError, ValueError):
-        while data := os.read(pipe.fileno(), 65536):
-            last = (last + data)[-MAX_OUTPUT:]
-            kept[:] = [last]
+        ready = select.poll()
+        ready.register(pipe.fileno(), select.POLLIN)
+        while more and (ready.poll(_LOOK * 1000) or not over.is_set()):
+            if ready.poll(0):
+                data = os.read(pipe.fileno(), 65536)
+                if not data:
+                    break
+                last = (last + data)[-MAX_OUTPUT:]
+                kept[:] = [last]
+            more -= over.is_set()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import signal
 import sys
 import threading
 import time
@@ -140,3 +143,22 @@ def test_when_the_daemon_ends_its_commands_end() -> None:
     commands.stop()
     thread.join(20)
     assert said
+
+
+@pytest.mark.parametrize("left", ["sleep 100", "yes"])
+def test_what_a_command_leaves_behind_keeps_nothing_of_ours(left: str) -> None:
+    """Neither a thread nor a descriptor, though it holds the command's output, and whether it writes or not."""
+    before = len(os.listdir("/proc/self/fd"))
+    pids = []
+    try:
+        for _ in range(3):
+            with pytest.raises(NotSentError) as caught:
+                run(*shell(f"echo START; {left} & echo PID=$!; exit 7"))
+            if found := re.search(r"PID=(\d+)", str(caught.value)):
+                pids.append(int(found[1]))
+        until(lambda: not [thread for thread in threading.enumerate() if thread.name == "output"])
+        assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
