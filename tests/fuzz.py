@@ -252,6 +252,8 @@ class World:
         """Send that many mutated requests, and check every answer and, ever again, the whole."""
         outcome = self.outcome
         warm = 0
+        gc.collect()
+        gc.freeze()  # as the daemon does: what others have left in this process is not its business
         for number in range(requests):
             self._step()
             if number % CHECK_EVERY == 0:
@@ -259,6 +261,7 @@ class World:
                 self._log.sum_up()
                 if not warm and number >= requests * WARM:
                     warm = resident()
+        gc.unfreeze()
         gc.collect()
         outcome.growth = resident() - warm if warm else 0
         for peer in self._peers:
