@@ -13,7 +13,8 @@ from typing import IO, NamedTuple
 
 from policyd.notices import Notice
 from policyd.relay import NotSentError
-from policyd.templates import filled, printable
+from policyd.templates import filled
+from policyd.words import printable
 
 TIMEOUT = 30.0
 """Seconds after which a command is told to end (SIGTERM), with all that it has started in its process group."""

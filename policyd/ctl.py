@@ -14,12 +14,13 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from policyd import __version__, ctl_layout
+from policyd import __version__
 from policyd.ctl_arguments import path
 from policyd.ctl_client import DONE, INTERRUPTED, REFUSED, USAGE, Ask, CtlError, Told, ask
 from policyd.ctl_commands import COMMANDS, Command
 from policyd.ctl_layout import Screen
 from policyd.paths import control_sockets
+from policyd.words import printable
 
 COMPLETE = "__complete"
 """What the shells' completion begins its question with; no command for people."""
@@ -77,7 +78,7 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
     args, unknown = _parser().parse_known_args(words)
     if unknown:
         parser: argparse.ArgumentParser = args.parser
-        parser.error(f"unrecognized arguments: {' '.join(map(ctl_layout.printable, unknown))}")
+        parser.error(f"unrecognized arguments: {' '.join(map(printable, unknown))}")
     return args
 
 
@@ -142,7 +143,7 @@ def _answer(args: argparse.Namespace) -> Told:
 
 def _complain(lines: Sequence[str]) -> None:
     with contextlib.suppress(OSError):
-        print("\n".join(map(ctl_layout.printable, lines)), file=sys.stderr)
+        print("\n".join(map(printable, lines)), file=sys.stderr)
 
 
 def _run() -> int:

@@ -10,8 +10,9 @@ import re
 from datetime import datetime, timedelta, timezone, tzinfo
 
 from policyd.ctl_client import USAGE, CtlError, Question
-from policyd.ctl_layout import Column, Json, Screen, fields, moment, printable, table, unlock_command, when
+from policyd.ctl_layout import Column, Json, Screen, fields, moment, table, unlock_command, when
 from policyd.sizes import parse_size, short_size
+from policyd.words import printable
 
 UNLIMITED = "unlimited"
 

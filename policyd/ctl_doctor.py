@@ -11,13 +11,14 @@ from dataclasses import asdict
 
 from policyd import paths
 from policyd.ctl_client import DONE, NOT_RUNNING, REFUSED, CtlError, Question
-from policyd.ctl_layout import Json, printable, shell_word
+from policyd.ctl_layout import Json
 from policyd.ctl_mending import Fault, IsOurs, Listening, Mending
 from policyd.ctl_postconf import Postfix, Smtpd, World, read_postfix
 from policyd.ctl_restrictions import PolicyService
 from policyd.ctl_sockets import IN_QUEUE, START, Sockets
 from policyd.ctl_sockets import World as Seen
 from policyd.ctl_wiring import LISTS, WHY, InForce, Wiring, policy_services
+from policyd.words import printable, shell_word
 
 ENOUGH = 10
 """Requests from which on it is told that none of them names an account."""

@@ -12,8 +12,9 @@ import re
 from urllib.parse import urlencode
 
 from policyd.ctl_client import USAGE, Ask, CtlError, Question, Told
-from policyd.ctl_layout import Column, Json, Screen, counted, moment, printable, table
+from policyd.ctl_layout import Column, Json, Screen, counted, moment, table
 from policyd.durations import parse_duration
+from policyd.words import printable
 
 VERDICTS = ("passed", "held", "refused", "warned")
 """What can have become of a message."""

@@ -6,7 +6,6 @@ Nothing is shortened unless a terminal is too narrow for it.
 
 from __future__ import annotations
 
-import shlex
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from datetime import datetime, tzinfo
 from itertools import accumulate
 from math import ceil, floor
 from typing import Any
+
+from policyd.words import printable, shell_word
 
 Json = Any
 """A value as the JSON parser returns it; a function below says which keys it wants, a missing one is a KeyError."""
@@ -51,25 +52,6 @@ class Column:
     right: bool = False
     least: int | None = None
     """The width to which a narrow terminal may shorten it; None: it is never shortened."""
-
-
-def printable(text: str) -> str:
-    r"""Return `text` with control characters, line ends, bidi overrides and the like as `\x1b`, `\n`, `\u202e`."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def shell_word(text: str) -> str:
-    """Return `text` as one printable word that bash reads as `text`, in any locale."""
-    if text.isprintable():
-        return shlex.quote(text)
-    quoted = text.replace("\\", "\\\\").replace("'", "\\'")
-    return "$'" + "".join(c if c.isprintable() else _as_bytes(c) for c in quoted) + "'"
-
-
-def _as_bytes(character: str) -> str:
-    return "".join(f"\\x{byte:02x}" for byte in character.encode(errors="surrogatepass"))
 
 
 def unlock_command(account: str) -> str:

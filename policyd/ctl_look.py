@@ -12,7 +12,8 @@ from urllib.parse import urlencode
 
 from policyd import ctl_layout, ctl_text
 from policyd.ctl_client import Ask, Question
-from policyd.ctl_layout import Json, Screen, fitted, printable
+from policyd.ctl_layout import Json, Screen, fitted
+from policyd.words import printable
 
 SORTS = ("messages", "recipients", "clients", "senders", "bytes", "refused")
 """What one can sort by, in the order in which the key goes through them."""

@@ -10,10 +10,10 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from policyd.ctl_layout import shell_word
 from policyd.ctl_postconf import Postfix, Smtpd
 from policyd.ctl_restrictions import ASK, WARN, PolicyService, alone, expand, joined, parse_policy_service, words
 from policyd.endpoints import parse_endpoint
+from policyd.words import shell_word
 
 TIMEOUT = "10s"
 DEFAULT_ACTION = "DUNNO"

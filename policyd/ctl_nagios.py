@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterator
 
 from policyd.ctl_client import REFUSED, USAGE, Ask, ClosedToUsError, CtlError, Question, Told
-from policyd.ctl_layout import Json, printable
+from policyd.ctl_layout import Json
+from policyd.words import printable
 
 OK, WARNING, CRITICAL, UNKNOWN = 0, 1, 2, 3
 """Exit statuses of a plugin."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from policyd.ctl_client import REFUSED, CtlError
-from policyd.ctl_layout import Json, printable
+from policyd.ctl_layout import Json
+from policyd.words import printable
 
 INDENT = "  "
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from policyd.ctl_client import REFUSED, USAGE, CtlError
-from policyd.ctl_layout import printable
 from policyd.ctl_restrictions import expand, level, words
+from policyd.words import printable
 
 PATIENCE = 20.0
 """Seconds that postconf may take."""

@@ -9,7 +9,8 @@ from datetime import datetime, timezone
 
 from policyd.ctl_history import MAX_MESSAGES
 from policyd.ctl_join import Envelope, Past, Queued
-from policyd.ctl_layout import Column, Screen, account_word, counted, moment, printable, shell_word, table
+from policyd.ctl_layout import Column, Screen, account_word, counted, moment, table
+from policyd.words import printable, shell_word
 
 MAX_FLUSHED = 1000
 """Released messages that are tried at once: each takes a command of some 3 ms. Postfix tries others within minutes."""

@@ -8,11 +8,11 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Protocol
 
-from policyd.ctl_layout import shell_word
 from policyd.ctl_mending import DEFAULT_ACTION, TIMEOUT, Fault, IsOurs, Listening, Mending, gathered
 from policyd.ctl_postconf import Node, Postfix, Smtpd, User
 from policyd.ctl_restrictions import PolicyService
 from policyd.ctl_wiring import LISTS, Hook, policy_services
+from policyd.words import shell_word
 
 ENTER, WRITE = 1, 2
 

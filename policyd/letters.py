@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from datetime import datetime, timezone
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -10,7 +9,8 @@ from typing import Any, NamedTuple
 
 from policyd.notices import ACCOUNT, DIGEST, Notice
 from policyd.sections_notify import MailNotices, address_of
-from policyd.templates import FIELDS, MAX_FILLED, printable
+from policyd.templates import FIELDS, MAX_FILLED
+from policyd.words import printable, shell_word
 
 UNTIL_UNLOCKED = {"en": "a person unlocks it", "sv": "någon häver spärren"}
 
@@ -68,12 +68,3 @@ def _values(notice: Notice, language: str, host: str) -> dict[str, Any]:
 
 def _time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def shell_word(text: str) -> str:
-    """Return `text` as one printable word that bash reads as `text`, in any locale."""
-    if text.isprintable():
-        return shlex.quote(text)
-    quoted = text.replace("\\", "\\\\").replace("'", "\\'")
-    shown = (c if c.isprintable() else "".join(f"\\x{b:02x}" for b in c.encode(errors="surrogatepass")) for c in quoted)
-    return f"$'{''.join(shown)}'"

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from policyd.words import printable
+
 MAX_TEMPLATE = 16 * 1024
 """Bytes of a template file."""
 
@@ -74,13 +76,6 @@ class Template:
 
 
 Texts = Mapping[str, Template]
-
-
-def printable(text: str) -> str:
-    r"""Return `text` with control characters, line ends, bidi overrides and the like as `\x1b`, `\n`, `\u202e`."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def filled(value: object) -> str:

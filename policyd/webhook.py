@@ -19,7 +19,7 @@ from policyd import __version__
 from policyd.notices import Notice
 from policyd.relay import NotSentError, within
 from policyd.sections_notify import WebhookNotices
-from policyd.templates import printable
+from policyd.words import printable
 
 TIMEOUT = 10.0
 """Seconds in which the server has to have taken a notice."""

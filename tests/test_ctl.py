@@ -320,7 +320,7 @@ def test_starting_loads_nothing_slow() -> None:
             "ctl_notify",
             "ctl_text",
         ),
-        *("durations", "paths", "sizes"),
+        *("durations", "paths", "sizes", "words"),
     )
     assert ours == {"policyd", *(f"policyd.{room}" for room in rooms)}
     others = {name.partition(".")[0] for name in loaded} - {"policyd"}

@@ -7,7 +7,8 @@ import unicodedata
 import pytest
 
 from policyd import ctl_text
-from policyd.ctl_layout import Screen, printable, shell_word
+from policyd.ctl_layout import Screen
+from policyd.words import printable, shell_word
 from tests.test_ctl_text import ANNA, BY_HAND, BY_LIMIT, NOW, PIPE, STATUS, UNSEEN, VIENNA
 
 

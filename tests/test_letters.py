@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policyd.letters import Letter, letter, shell_word
+from policyd.letters import Letter, letter
 from policyd.notices import ACCOUNT, MAIL, STORM, Notice
 from policyd.sections_notify import EVENTS, LANGUAGES, MailNotices
 from policyd.supplies import SHIPPED, SUPPLIES
-from policyd.templates import FIELDS, MAX_FILLED, TEXTS, printable, read_texts
+from policyd.templates import FIELDS, MAX_FILLED, TEXTS, read_texts
+from policyd.words import printable, shell_word
 from tests.asking import ANNA, EPOCH
 from tests.telling import MAIL_CONFIG, Telling, config, template_folder
 

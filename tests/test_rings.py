@@ -21,6 +21,7 @@ RINGS: tuple[tuple[str, ...], ...] = (
         "window",
         "distinct",
         "durations",
+        "words",
         "sizes",
         "actions",
         "limits",
