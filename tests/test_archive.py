@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from urllib.parse import urlencode
 
 import pytest
 
-from policyd.archive import TOLERANCE
 from tests.daemon import Policyd
 from tests.test_control import call, get
 from tests.waiting import until
@@ -147,18 +145,6 @@ def test_a_lock_says_what_led_to_it(daemon: Policyd) -> None:
     assert evidence["first"] is not None
     daemon.restart()
     assert daemon.ctl_json("status", ANNA)["evidence"] == evidence
-
-
-def test_what_led_to_an_earlier_lock_did_not_lead_to_the_next(daemon: Policyd) -> None:
-    """An account that is unlocked starts anew, and so does what is told of it."""
-    send(daemon, 4, client_address="192.0.2.66")
-    time.sleep(TOLERANCE + 0.1)  # the two must be told apart by the wall clock
-    assert daemon.ctl("unlock", ANNA).returncode == 0
-    send(daemon, 4, client_address="192.0.2.7")
-    until(lambda: daemon.ctl_json("status", ANNA)["evidence"]["messages"])
-    evidence = daemon.ctl_json("status", ANNA)["evidence"]
-    assert evidence["clients"] == [{"address": "192.0.2.7", "messages": 3}]
-    assert (evidence["distinct_clients"], evidence["distinct_senders"]) == (1, 1)
 
 
 def test_a_lock_by_hand_says_what_the_account_did_of_late(daemon: Policyd) -> None:

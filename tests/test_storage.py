@@ -18,8 +18,10 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
+from policyd.accounts import Evidence
+from policyd.archive import TOLERANCE, Archive
 from policyd.database import SCHEMA_VERSION, Batch, Database, NewerDatabaseError
-from policyd.history import Message, Wanted
+from policyd.history import FOR_EVER, Message, Wanted
 from policyd.history_table import find
 from policyd.limits import Limit
 from policyd.notices import Notices
@@ -826,3 +828,29 @@ def test_a_question_that_takes_long_keeps_no_lock_waiting(path: Path) -> None:
         goes_on.set()
         run.wait(lambda: answer.called)
         assert run.storage.problem == ""
+
+
+def test_what_led_to_an_earlier_lock_did_not_lead_to_the_next(path: Path) -> None:
+    """An account that is unlocked starts anew, and so does what is told of it."""
+    with Run(path, *LOCKING) as run:
+        Archive(run.mail.policy, run.storage, FOR_EVER)
+
+        def exceed(client: str) -> None:
+            connection = run.mail.connection(ANNA)
+            for _ in range(3):
+                connection.rset()
+                connection.rcpt()
+                connection.ask(protocol_state="DATA", recipient_count=1, client_address=client)
+
+        def evidence() -> Evidence | None:
+            lock = run.mail.policy.accounts.get(ANNA, run.mail.now).lock
+            return lock.evidence if lock else None
+
+        for client in ("192.0.2.66", "192.0.2.7"):
+            exceed(client)
+            run.wait(lambda: (found := evidence()) and found.messages)
+            found = evidence()
+            assert found is not None
+            assert (found.clients, found.distinct_clients) == (((client, 2),), 1)
+            run.mail.unlock(ANNA)
+            run.advance(2 * TOLERANCE)
