@@ -120,6 +120,18 @@ CLIENTS = (
     ("--except-client", {**_CLIENT, "help": "only messages from elsewhere; may be repeated"}),
 )
 
+_SENDER: dict[str, Any] = {"type": typed, "action": "append", "metavar": "SENDER"}
+SENDERS = (
+    (
+        "--sender",
+        {
+            **_SENDER,
+            "help": "only messages of this envelope sender, as the client gave it (<> for none); may be repeated",
+        },
+    ),
+    ("--except-sender", {**_SENDER, "help": "only messages of others; may be repeated"}),
+)
+
 
 def _allow_question(args: argparse.Namespace) -> Question:
     return ctl_allow.question(args, datetime.now(timezone.utc))
@@ -341,6 +353,7 @@ COMMANDS = (
             SINCE,
             VERDICT,
             *CLIENTS,
+            *SENDERS,
             ("--queue", {"choices": ("hold", "deferred", "active", "incoming"), "help": "only messages in this queue"}),
             *(
                 (f"--{order}", {"dest": "order", "action": _OneOf, "const": order, "nargs": 0, "help": does})

@@ -117,11 +117,17 @@ def log(report: Report, ask: Ask) -> list[str]:
     return []
 
 
+def _chosen_senders(wanted: Sequence[str] | None, unwanted: Sequence[str] | None) -> Callable[[str], bool]:
+    """Return what tells whether an envelope sender is meant, in whatever case: of `wanted`, and not of `unwanted`."""
+    inside, outside = [{"" if text == "<>" else text.lower() for text in texts or ()} for texts in (wanted, unwanted)]
+    return lambda sender: (not inside or sender.lower() in inside) and sender.lower() not in outside
+
+
 def search(report: Report, args: argparse.Namespace, ask: Ask, postfix: Postfix, progress: Progress) -> None:
     """Find the account's messages in the queue: in the list, in the history, and in their files."""
     value = ask(question(args.account, n=MAX_MESSAGES, since=args.since, verdict=args.verdict))
-    is_meant = chosen(args.client, args.except_client)
-    own = {one for one in map(past, value["messages"]) if is_meant(one.client)}
+    is_client, is_sender = chosen(args.client, args.except_client), _chosen_senders(args.sender, args.except_sender)
+    own = {one for one in map(past, value["messages"]) if is_client(one.client) and is_sender(one.sender)}
     report.heard_of = bool(value["messages"])
     report.more = bool(value["more"])
     report.account = next((one.account for one in own), args.account)

@@ -18,7 +18,7 @@ MAX_FLUSHED = 1000
 DOING = {"hold": ("held", "hold"), "release": ("released", "release"), "delete": ("deleted", "delete")}
 """What each order is called when it is done, and when it is not."""
 
-FILTERS = ("since", "verdict", "client", "except_client", "queue")
+FILTERS = ("since", "verdict", "client", "except_client", "sender", "except_sender", "queue")
 """What narrows down which of an account's messages are asked for."""
 
 
@@ -190,8 +190,11 @@ def _command(args: argparse.Namespace) -> str:
     options += [
         ("--since", args.since),
         ("--verdict", args.verdict),
-        *(("--client", client) for client in args.client or ()),
-        *(("--except-client", client) for client in args.except_client or ()),
+        *(
+            (f"--{name.replace('_', '-')}", value)
+            for name in ("client", "except_client", "sender", "except_sender")
+            for value in getattr(args, name) or ()
+        ),
         ("--queue", args.queue),
     ]
     named = [word for option, value in options if value is not None for word in (option, shell_word(value))]

@@ -19,7 +19,7 @@ from policyd.ctl_client import CtlError, Question
 from policyd.ctl_join import Envelope, Past, Queued
 from policyd.ctl_postfix import ORDERS, Envelopes, Order, command_path
 from policyd.ctl_queue import BATCH, Progress, log, obey
-from policyd.ctl_queue_report import MAX_FLUSHED, Found, Report, as_json, as_text
+from policyd.ctl_queue_report import FILTERS, MAX_FLUSHED, Found, Report, as_json, as_text
 from tests.control_socket import CTL, REPOSITORY, ControlSocket, environment, line_of, listening, run
 from tests.history_socket import History
 from tests.test_ctl import whatever_is_on
@@ -394,7 +394,7 @@ def test_what_is_not_asked_for_is_told_from_what_is_not_there(
 )
 def test_many_that_are_not_asked_for_are_counted(order: str | None, client: str | None, told: str) -> None:
     """How many there are tells whether the filter or the account is wrong."""
-    names = ("since", "verdict", "except_client", "queue")
+    names = ("since", "verdict", "except_client", "sender", "except_sender", "queue")
     args = argparse.Namespace(account=ANNA, order=order, client=client and [client], **dict.fromkeys(names))
     assert as_text(Report(ANNA, order, dry_run=order is not None, others=329), args, PIPE) == [told.format(ANNA)]
 
@@ -512,7 +512,7 @@ def test_nothing_hostile_reaches_the_terminal(dry_run: bool) -> None:
     queued, past = Queued("B1", "hold", 0, 1, HOSTILE, 1), Past(HOSTILE, "B1", 0.0, 0.0, HOSTILE, HOSTILE, HOSTILE)
     report = Report(HOSTILE, "delete", dry_run=dry_run, found=[Found(queued, past, FILE)], problems=[HOSTILE])
     report.left_alone.append((queued, "why"))
-    names = ("socket", "config", "postfix_config", "since", "verdict", "client", "except_client", "queue")
+    names = ("socket", "config", "postfix_config", *FILTERS)
     args = argparse.Namespace(account=HOSTILE, order="delete", **dict.fromkeys(names))
     lines = as_text(report, args, PIPE)
     assert [line for line in lines if any(unicodedata.category(c)[0] == "C" for c in line)] == []
@@ -526,7 +526,7 @@ def test_a_name_like_an_option_is_none_in_the_suggested_command() -> None:
     """A name that begins with a dash stands behind two of them."""
     report = full_report(1)
     report.dry_run = True
-    names = ("socket", "config", "postfix_config", "since", "verdict", "client", "except_client")
+    names = ("socket", "config", "postfix_config", *FILTERS)
     for account, word in (("-x", "-x"), ("-x'y", "'-x'\"'\"'y'"), ("-\n", "$'-\\x0a'")):
-        args = argparse.Namespace(account=account, order="release", queue="hold", **dict.fromkeys(names))
+        args = argparse.Namespace(account=account, order="release", **{**dict.fromkeys(names), "queue": "hold"})
         assert as_text(report, args, PIPE)[-1] == f"  policyctl queue --queue hold --release --yes -- {word}"

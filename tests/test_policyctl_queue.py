@@ -27,6 +27,15 @@ def test_the_daemons_history_finds_what_is_in_the_queue(tmp_path: Path) -> None:
         assert [one["queue_id"] for one in history["messages"]] == wanted[::-1]
         assert daemon.ctl("history", "anna@example.com", "-0").stdout.split("\0")[:-1] == wanted[::-1]
         config = str(postfix.folder / "conf")
+        for given, which in (
+            (["--sender", "FORGED@bank.example"], [1]),
+            (["--sender", "<>", "--sender", "plain"], [2, 3]),
+            (["--except-sender", "anna@example.com", "--except-sender", "<>"], [1, 3, 4]),
+        ):
+            found = daemon.ctl_json("queue", "anna@example.com", *given, "--delete", "--postfix-config", config)
+            assert [one["queue_id"] for one in found["messages"]] == [wanted[place] for place in which]
+        told = daemon.ctl("queue", "anna@example.com", "--sender", "<>", "--delete", "--postfix-config", config).stdout
+        assert "--sender '<>' --delete --yes anna@example.com" in told
         value = daemon.ctl_json("queue", "anna@example.com", "--delete", "--yes", "--postfix-config", config)
         assert [one["queue_id"] for one in value["messages"]] == value["done"] == wanted
         assert value["left_alone"] == []
