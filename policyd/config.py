@@ -21,6 +21,7 @@ from policyd.sections import (
     EndpointProblem,
     optional,
 )
+from policyd.sections_cluster import ClusterConfig, cluster
 from policyd.sections_notify import NOBODY_TOLD, NOT_LOOKED_AT, Notify, Supplies, notify
 from policyd.yamlnodes import ConfigProblem, NotYamlError, Problems, Value, compose
 
@@ -43,6 +44,7 @@ _SECTIONS = (
     "overrides",
     "observe",
     "notify",
+    "cluster",
 )
 
 
@@ -72,6 +74,8 @@ class Config:
     limits: tuple[Limit, ...] = HOUSE_RULES
     overrides: tuple[Override, ...] = ()
     notify: Notify = NOBODY_TOLD
+    cluster: ClusterConfig | None = None
+    """The store that nodes share; None: this one counts for itself."""
 
     def rules(self) -> Rules:
         """Return the limits in force, and whom they concern."""
@@ -154,12 +158,12 @@ def changes(old: Config, new: Config) -> list[str]:
         told.append("overrides: changed")
     if old.notify != new.notify:
         told.append("notify: changed")
-    return told
+    return told + list(_cluster_changes(old.cluster, new.cluster))
 
 
 def needs_restart(old: Config, new: Config) -> list[str]:
     """Return the keys that differ and that a reload cannot change."""
-    return [key for key in ("listen", "control", "database") if getattr(old, key) != getattr(new, key)]
+    return [key for key in ("listen", "control", "database", "cluster") if getattr(old, key) != getattr(new, key)]
 
 
 _SHOWN_KEYS: tuple[tuple[str, Callable[[Config], str]], ...] = (
@@ -190,6 +194,16 @@ def _limit_changes(old: Limit, new: Limit, *, observe: bool) -> Iterable[str]:
         before, after = show(old), show(new)
         if before != after and (observe or key != "observe"):
             yield f"limits.{new.name}.{key}: {before} -> {after}"
+
+
+def _cluster_changes(old: ClusterConfig | None, new: ClusterConfig | None) -> Iterable[str]:
+    if old is None or new is None:
+        if old != new:
+            yield f"cluster: {old.store.url if old else 'none'} -> {new.store.url if new else 'none'}"
+        return
+    for (key, before), after in zip(old.shown().items(), new.shown().values(), strict=True):
+        if before != after:
+            yield f"cluster.{key}: {before} -> {after}"
 
 
 def _lock_shown(seconds: float | None) -> str:
@@ -242,4 +256,5 @@ def _config(root: Value, endpoint_problem: EndpointProblem, supplies: Supplies) 
         limits=tuple(replace(limit, observe=True) for limit in limits) if observe else limits,
         overrides=optional(fields, "overrides", lambda value: sections.overrides(value, kinds), ()),
         notify=optional(fields, "notify", lambda value: notify(value, supplies), NOBODY_TOLD),
+        cluster=optional(fields, "cluster", lambda value: cluster(value, supplies), None),
     )

@@ -104,6 +104,10 @@ class Supplies(NamedTuple):
     """Returns the templates of a language, and in their place those of a folder: by name, their file and text."""
     use_url: Callable[[str], None]
     """Raises ValueError where there is no way to post to this address."""
+    password: Callable[[str], bytes] = lambda _path: b""
+    """Reads the password of the store that nodes share."""
+    use_store: Callable[[], None] = lambda: None
+    """Raises ValueError where there is no way to speak to such a store."""
 
 
 NOT_LOOKED_AT = Supplies(lambda _path: b"", lambda _language, _folder: {}, lambda _url: None)

@@ -1,4 +1,7 @@
-"""What the `notify` section names outside of the config file: templates, a secret, and whether TLS is there."""
+"""What the config names outside of its file.
+
+For `notify`: templates, a secret, and whether TLS is there. For `cluster`: a password, and whether txredisapi is there.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ MAX_SECRET = 4096
 """Bytes of a secret."""
 
 _TLS = ("OpenSSL", "service_identity")
+_STORE = ("txredisapi", *_TLS)
 
 
 def secret(path: str) -> bytes:
@@ -31,6 +35,18 @@ def secret(path: str) -> bytes:
 
     Raises ValueError where others can read it, or where it is none; OSError where it cannot be read.
     """
+    return _closed(path, "secret", LEAST_SECRET)
+
+
+def password(path: str) -> bytes:
+    """Read the store's password, without the line end behind it.
+
+    Raises ValueError where others can read it, or where it is none; OSError where it cannot be read.
+    """
+    return _closed(path, "password", 1)
+
+
+def _closed(path: str, what: str, least: int) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
         found = os.fstat(descriptor)
@@ -39,8 +55,8 @@ def secret(path: str) -> bytes:
         if found.st_mode & stat.S_IRWXO:
             raise ValueError(f"everybody can read or write {clipped(path)}: want mode 640 or less (chmod o= {path})")
         data = file.read(MAX_SECRET + 1).rstrip(b"\r\n")
-    if not LEAST_SECRET <= len(data) <= MAX_SECRET:
-        raise ValueError(f"want a secret of {LEAST_SECRET} to {MAX_SECRET} bytes in {clipped(path)}, got {len(data)}")
+    if not least <= len(data) <= MAX_SECRET:
+        raise ValueError(f"want a {what} of {least} to {MAX_SECRET} bytes in {clipped(path)}, got {len(data)}")
     return data
 
 
@@ -87,4 +103,14 @@ def use_url(url: str) -> None:
     importlib.import_module("twisted.web.client")
 
 
-SUPPLIES = Supplies(secret, templates, use_url)
+def use_store() -> None:
+    """Raise ValueError where what a shared store takes is not installed; nothing of it is loaded."""
+    missing = [name for name in _STORE if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"a shared store needs policyd[cluster], and {', '.join(missing)} is not installed:"
+            " from the source, /opt/policyd/bin/pip install '.[cluster]'"
+        )
+
+
+SUPPLIES = Supplies(secret, templates, use_url, password, use_store)

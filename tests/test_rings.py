@@ -31,6 +31,7 @@ RINGS: tuple[tuple[str, ...], ...] = (
         "sections",
         "templates",
         "sections_notify",
+        "sections_cluster",
         "config",
         "paths",
     ),

@@ -7,7 +7,10 @@ import pytest
 from policyd.config import ConfigError, parse_config
 from tests.configs import LONG, Rows, expected, problems
 
-SECTIONS = "listen, control, database, history, history_rows, max_accounts, account, limits, overrides, observe, notify"
+SECTIONS = (
+    "listen, control, database, history, history_rows, max_accounts, account, limits, overrides, observe, notify, "
+    "cluster"
+)
 COLON = "not YAML: a colon where none can be: check the indentation, or put quotes around the text"
 MORE_TEXT = "not YAML: text goes on after a closing quote or bracket: put quotes around all of it"
 BAD_KEY = "want a key that is text, in quotes if need be"
