@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
 from typing import NamedTuple
 
 from policyd.accounts import Account
 from policyd.envelope import Envelope
 from policyd.limits import DISTINCT, OF_A_MESSAGE, Limit
 from policyd.transactions import Transaction
-from policyd.window import Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,36 +117,52 @@ def charge(transaction: Transaction, messages: int, recipients: int, now: float)
 def settle(transaction: Transaction, size: int, now: float) -> Check:
     """Put the true size of a message that was counted in place of the declared one, and tell what that exceeds.
 
-    Where that keeps the message back, nothing is changed: who asks gives the message back. A limit that is exceeded
-    and lets it pass has counted what was declared, or nothing where that was too much; then it was told of before.
+    Where that keeps the message back, nothing is changed: who asks gives the message back.
     """
     envelope, account = transaction.envelope, transaction.account
     if envelope is None or not size or size == envelope.size:
         return _FREE
-    more: list[tuple[int, Window, float]] = []
     passing: list[Exceeded] = []
-    for place, period, _, slice_ in account.maxima.bytes:
+    for place, period, _, _ in account.maxima.bytes:
+        limit, window = account.limits[place], account.windows[place]
+        if window is None or limit.max is None:
+            continue
+        counted = envelope.size_in(window)
+        reached = window.count(now, period) + size - counted
+        if reached > limit.max and size > counted:
+            exceeded = Exceeded(limit, reached, window.resets_in(now, period))
+            if limit.stops:
+                return settled(transaction, size, now, Check(exceeded, tuple(passing)))
+            passing.append(exceeded)
+    return settled(transaction, size, now, Check(None, tuple(passing)))
+
+
+def settled(transaction: Transaction, size: int, now: float, found: Check) -> Check:
+    """Count the true size of a message, of which was `found` what it exceeds; return what is to be told of that.
+
+    A limit that is exceeded and lets it pass has counted what was declared, or nothing where that was too much; then
+    it was told of before.
+    """
+    envelope, account = transaction.envelope, transaction.account
+    if envelope is None:
+        return _FREE
+    spared = [exceeded.limit for exceeded in found.passing]
+    declared, known = envelope.size, {}
+    for place, _, _, slice_ in account.maxima.bytes:
         limit, window = account.limits[place], account.windows[place]
         if window is None:
             continue
-        most = inf if limit.max is None else limit.max
-        counted = envelope.size_in(window)
-        reached = window.count(now, period) + size - counted
-        if reached <= most or size <= counted:
-            more.append((size - counted, window, slice_))
+        counted = known[limit.name] = envelope.size_in(window)
+        if found.stop is not None or limit in spared:
             continue
-        exceeded = Exceeded(limit, reached, window.resets_in(now, period))
-        if limit.stops:
-            return Check(exceeded, tuple(passing))
-        if counted or not envelope.size:
-            passing.append(exceeded)
-    for bytes_, window, slice_ in more:
-        if bytes_ > 0:
-            envelope.count_size(bytes_, window, now, slice_)
+        if size > counted:
+            envelope.count_size(size - counted, window, now, slice_)
         else:
-            envelope.give_back_size(-bytes_, window)
-    envelope.size = size
-    return Check(None, tuple(passing))
+            envelope.give_back_size(counted - size, window)
+    if found.stop is None:
+        envelope.size = size
+    told = tuple(exceeded for exceeded in found.passing if known.get(exceeded.limit.name) or not declared)
+    return Check(found.stop, told)
 
 
 def _fits(envelope: Envelope, account: Account, now: float) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from policyd.accounts import Account
+from policyd.limits import Limit
 from policyd.locks import Report
 
 MAX_WARNED = 100_000
@@ -35,14 +36,19 @@ class Nearing:
             if near is None or window is None or limit.period is None:
                 continue
             count = window.count(now, limit.period)
-            key = (account.name, limit.name)
-            if count < near or self._warned.get(key, now) > now:
-                continue
-            self._warned.pop(key, None)
-            self._warned[key] = now + limit.period
-            self._forget(now)
-            told = {"account": account.name, "limit": limit.name, "count": count, "max": limit.max, "per": limit.per}
-            self._report("near-limit", told)
+            if count >= near:
+                self.came_near(account, limit, count, now)
+
+    def came_near(self, account: Account, limit: Limit, count: int, now: float) -> None:
+        """Report that a count is near to its maximum, unless that was told."""
+        key = (account.name, limit.name)
+        if limit.period is None or self._warned.get(key, now) > now:
+            return
+        self._warned.pop(key, None)
+        self._warned[key] = now + limit.period
+        self._forget(now)
+        told = {"account": account.name, "limit": limit.name, "count": count, "max": limit.max, "per": limit.per}
+        self._report("near-limit", told)
 
     def _forget(self, now: float) -> None:
         """Forget warnings that may come again anyway, and the oldest of too many."""

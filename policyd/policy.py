@@ -12,7 +12,8 @@ from policyd import charges
 from policyd.accounts import Account, Accounts
 from policyd.actions import Effect
 from policyd.allowing import Allowing
-from policyd.charges import Check, Exceeded, charge
+from policyd.answering import Answering
+from policyd.charges import Check
 from policyd.envelope import Envelope, size_of
 from policyd.history import History, Seen
 from policyd.limits import Rules
@@ -20,8 +21,8 @@ from policyd.locks import Locks, Report
 from policyd.nearing import Nearing
 from policyd.tally import END_OF_MESSAGE, OTHER_STATES, STATES, Tally
 from policyd.transactions import MEMORY, Connection, Transaction, Transactions
-from policyd.verdict import PASS, Verdict, verdict
-from policyd.wire import QUEUE_ID, Request
+from policyd.verdict import PASS, Verdict
+from policyd.wire import Request
 
 NO_DATA_SEEN = "no DATA requests seen: messages are counted at RCPT"
 NO_SIZE_SEEN = "no END-OF-MESSAGE requests seen: bytes are counted as clients declare them, if they do"
@@ -31,7 +32,6 @@ Judge = Callable[[Request, Transaction, float], Verdict]
 _END_OF_MESSAGE = END_OF_MESSAGE.encode()
 _OTHER_STATE = (OTHER_STATES, None)
 _BEFORE_RCPT = frozenset(("CONNECT", "EHLO", "HELO", "MAIL"))
-_TOLD_AS = {Effect.REFUSED: "refused", Effect.HELD: "held", Effect.PASSED: "warned"}
 
 
 class Policy:
@@ -47,7 +47,16 @@ class Policy:
         self.transactions = Transactions()
         self.history = History()
         self.tally = Tally()
-        self._nearing = Nearing(report)
+        self.nearing = Nearing(report)
+        self.charge: Callable[[Transaction, int, int, float], bool] = charges.charge
+        """Counts an event that exceeds nothing. Where counts are shared, what is put in the place of this and of the
+        next three asks for those of all servers."""
+        self.check: Callable[[Transaction, int, int, float], Check] = charges.check
+        self.settle: Callable[[Transaction, int, float], Check] = charges.settle
+        self.look_at: Callable[[Account, int, float], None] = self.nearing.look_at
+        self.given_back: Callable[[Transaction], None] = lambda _transaction: None
+        """Is told of a message that was given back when its connection went on to another one, or broke."""
+        self._answering = Answering(self.locks, report)
         self._report = report
         judges = {"RCPT": self._rcpt, "DATA": self._data, "END-OF-MESSAGE": self._end_of_message}
         self._states: Mapping[bytes, tuple[str, Judge | None]] = {
@@ -109,6 +118,18 @@ class Policy:
             transaction.returned = transaction.recipients
             transaction.give_back()
             self.accounts.note_change(transaction.account)
+            self.given_back(transaction)
+
+    def judge_again(self, request: Request, transaction: Transaction, now: float) -> Verdict:
+        """Return the verdict on a request that `decide` has broken off for, by an exception, while it was judged."""
+        _, judge = self._states[request.values[0]]
+        assert judge is not None, "it was judged"  # noqa: S101 -- for the type checker
+        if transaction.returned:
+            self._charge_again(transaction, now)
+        answer = self._once(judge, request, transaction, now)
+        if answer is not PASS:
+            self.tally.others[answer.word] += 1
+        return answer
 
     def problems(self) -> list[str]:
         """Return what a person should know of the way the requests come in."""
@@ -163,12 +184,13 @@ class Policy:
 
         Where there is no more room for it, DATA will find the difference, and exceed the limits like any other.
         """
-        recipients, transaction.returned = transaction.returned, 0
+        recipients, found = transaction.returned, None
         if self._locked(transaction.account) is None:
-            found = charges.check(transaction, 0, recipients, now)
-            if found.stop is None:
-                charges.count(transaction, 0, recipients, now, found.passing)
-                self.accounts.note_change(transaction.account)
+            found = self.check(transaction, 0, recipients, now)
+        transaction.returned = 0
+        if found is not None and found.stop is None:
+            charges.count(transaction, 0, recipients, now, found.passing)
+            self.accounts.note_change(transaction.account)
 
     def _once(self, judge: Judge, request: Request, transaction: Transaction, now: float) -> Verdict:
         """Judge a request, or say again what was said when it is the last one come again.
@@ -196,7 +218,7 @@ class Policy:
         answer = self._locked(account) or PASS
         if answer is not PASS and self.history.kept and request.protocol_state == b"MAIL":
             self.history.note(Seen(now, now, account.name, request.lines, 0, answer))
-        return self._tell(answer, account, request)
+        return self._answering.tell(answer, account, request)
 
     def _rcpt(self, request: Request, transaction: Transaction, now: float) -> Verdict:
         account = transaction.account
@@ -207,7 +229,7 @@ class Policy:
             message = 0 if data_seen or transaction.message_counted else 1
             if message and account.maxima.looked_at:
                 transaction.envelope = Envelope(request, account.maxima.looked_at)
-            if charge(transaction, message, 1, now):
+            if self.charge(transaction, message, 1, now):
                 if not data_seen and self.history.kept:
                     self.history.decided(transaction, request, PASS, now)
                 return PASS
@@ -218,7 +240,7 @@ class Policy:
                 return PASS  # it is said at DATA, where the queue id of the message that it holds is known
         if self.history.kept:
             self.history.decided(transaction, request, answer, now)
-        return self._tell(answer, account, request)
+        return self._answering.tell(answer, account, request)
 
     def _data(self, request: Request, transaction: Transaction, now: float) -> Verdict:
         answer = self._judge_data(request, transaction, now)
@@ -235,7 +257,7 @@ class Policy:
             transaction.give_back()
         if answer.effect is Effect.HELD:
             transaction.held = answer
-        return self._tell(answer, transaction.account, request)
+        return self._answering.tell(answer, transaction.account, request)
 
     def _judge_data(self, request: Request, transaction: Transaction, now: float) -> Verdict:
         if transaction.account.lock is not None:
@@ -254,7 +276,7 @@ class Policy:
             transaction.envelope = Envelope(request, looked_at)
         recipients -= transaction.recipients
         answer = PASS
-        if not charge(transaction, message, recipients, now):
+        if not self.charge(transaction, message, recipients, now):
             answer = self._charge_over(request, transaction, message, recipients, now)
         if answer is PASS and not message and transaction.envelope is not None:
             return self._settle(request, transaction, now)
@@ -277,16 +299,16 @@ class Policy:
             return PASS
         if answer.effect is not Effect.PASSED:
             transaction.give_back()
-        return self._tell(answer, transaction.account, request)
+        return self._answering.tell(answer, transaction.account, request)
 
     def _settle(self, request: Request, transaction: Transaction, now: float) -> Verdict:
         """Count the true size of a message that was counted before it was known, or return what that exceeds."""
         if not transaction.message_counted:
             return PASS
-        account, found = transaction.account, charges.settle(transaction, size_of(request), now)
-        answer = self._said(found, request, account, now)
+        account, found = transaction.account, self.settle(transaction, size_of(request), now)
+        answer = self._answering.said(found, request, account, now)
         if found.stop is None and account.rules.warn_at is not None:
-            self._nearing.look_at(account, account.rules.warn_at, now)
+            self.look_at(account, account.rules.warn_at, now)
         return answer
 
     def _locked(self, account: Account) -> Verdict | None:
@@ -303,65 +325,11 @@ class Policy:
 
         An event may also be here because it brings a count near to a maximum.
         """
-        found = charges.check(transaction, messages, recipients, now)
-        answer = self._said(found, request, transaction.account, now)
+        found = self.check(transaction, messages, recipients, now)
+        answer = self._answering.said(found, request, transaction.account, now)
         if found.stop is None:
             charges.count(transaction, messages, recipients, now, found.passing)
             account = transaction.account
             if account.rules.warn_at is not None:
-                self._nearing.look_at(account, account.rules.warn_at, now)
+                self.look_at(account, account.rules.warn_at, now)
         return answer
-
-    def _said(self, found: Check, request: Request, account: Account, now: float) -> Verdict:
-        """Return what is said of what was found; what is only observed is reported, and what locks does."""
-        stop, passing = found
-        answer = PASS
-        for exceeded in passing:
-            if exceeded.limit.observe:
-                account.observed += 1
-                self._report("observed", _fields(self._verdict(exceeded, account, now), account, request))
-            elif answer is PASS:
-                answer = self._verdict(exceeded, account, now)
-        if stop is None:
-            return answer
-        answer = self._verdict(stop, account, now)
-        if stop.limit.lock_for is not None:
-            self.locks.by_limit(account, stop, answer, now)
-        return answer
-
-    def _verdict(self, exceeded: Exceeded, account: Account, now: float) -> Verdict:
-        limit = exceeded.limit
-        action = limit.action.render(
-            {
-                "account": account.name,
-                "limit": limit.name,
-                "max": limit.shown_max,
-                "per": limit.per,
-                "count": limit.shown(exceeded.reached),
-                "until": self.locks.until(exceeded, now),
-            }
-        )
-        return verdict(action, limit.action.effect, limit=limit.name, count=exceeded.reached, maximum=limit.max)
-
-    def _tell(self, answer: Verdict, account: Account, request: Request) -> Verdict:
-        """Tally and report an answer that is more than a pass."""
-        if answer is PASS:
-            return answer
-        told_as = _TOLD_AS[answer.effect]
-        tally = "attempts_while_locked" if answer.by_lock else told_as
-        setattr(account, tally, getattr(account, tally) + 1)
-        self._report(told_as, _fields(answer, account, request))
-        return answer
-
-
-def _fields(answer: Verdict, account: Account, request: Request) -> dict[str, object]:
-    fields: dict[str, object] = {"account": account.name, "action": answer.word}
-    if answer.by_lock:
-        fields["locked"] = "yes"
-    else:
-        fields.update(limit=answer.limit, count=answer.count, max=answer.max)
-    fields["state"] = request.protocol_state.decode(errors="backslashreplace")
-    for name, value in (("client", request.client_address), ("queue_id", request.get(QUEUE_ID))):
-        if value:
-            fields[name] = value.decode(errors="backslashreplace")
-    return fields

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import policyd
+from policyd.answering import _TOLD_AS
 from policyd.log import EVENTS, MAX_WARNINGS, NOTICE, SUM_UP, EventLog, is_journal, line
-from policyd.policy import _TOLD_AS
 
 SOURCES = sorted(Path(policyd.__file__).parent.glob("*.py"))
 

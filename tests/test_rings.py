@@ -47,6 +47,7 @@ RINGS: tuple[tuple[str, ...], ...] = (
         "locks",
         "nearing",
         "tally",
+        "answering",
         "policy",
         "survey",
         "desk",
