@@ -34,6 +34,7 @@ RINGS: tuple[tuple[str, ...], ...] = (
         "sections_cluster",
         "config",
         "paths",
+        "shared_calls",
     ),
     (
         "accounts",
