@@ -32,6 +32,8 @@ RINGS: tuple[tuple[str, ...], ...] = (
         "templates",
         "sections_notify",
         "sections_cluster",
+        "shared_calls",
+        "shared_replies",
         "config",
         "paths",
         "shared_calls",
@@ -80,6 +82,9 @@ RINGS: tuple[tuple[str, ...], ...] = (
         "relay",
         "webhook",
         "command",
+        "shared_store",
+        "shared_news",
+        "shared_link",
     ),
     ("daemon", "__main__"),
 )
