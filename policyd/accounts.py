@@ -184,6 +184,8 @@ class Accounts:
         self.changed: deque[Account] | None = None
         """Accounts that differ from what is stored, the one that has for longest first; None where nothing is."""
         self.locks_changed: dict[str, Account] = {}
+        self.evidence_added: Callable[[Account], None] = lambda _account: None
+        """Is told when a lock says more of why than it did."""
         self._shards: tuple[dict[str, Account], ...] = tuple({} for _ in range(_SHARD + 1))
         """Those that are not locked."""
         self._free = 0
@@ -286,6 +288,7 @@ class Accounts:
         if account.lock is lock:
             account.lock = replace(lock, evidence=evidence)
             self._note_lock(account)
+            self.evidence_added(account)
 
     def unlock(self, account: Account) -> None:
         """Free an account; its windows start anew, so that it does not relock at once."""

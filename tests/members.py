@@ -1,0 +1,242 @@
+"""Nodes that share a store in a test: policies in memory, and a store that a test takes away and gives back."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail
+
+from policyd.grants import Grants
+from policyd.limits import Limit
+from policyd.nodes import Nodes
+from policyd.registry import Registry
+from policyd.resync import Resync
+from policyd.shared_calls import AwayError, Calls
+from policyd.shared_node import Node, StoreClock
+from tests.asking import ANNA, EPOCH, Event, Mail
+from tests.turning import TurningClock
+
+Heard = Callable[[bytes, bytes], None]
+
+TRIP = 0.001
+"""Seconds until a command is there, and until its reply is back."""
+
+
+class Shared:
+    """What the store has; its clock is ahead of `clock` by `ahead`."""
+
+    def __init__(self, clock: TurningClock, ahead: float = EPOCH) -> None:
+        self.clock = clock
+        self.ahead = ahead
+        self.hashes: dict[str, dict[str, bytes]] = defaultdict(dict)
+        self.locks: dict[str, tuple[bytes, float | None]] = {}
+        """The accounts' own keys, and when they expire."""
+        self.resets: list[str] = []
+        """The keys of accounts whose counts were forgotten."""
+        self.listeners: list[tuple[str, Heard, Link]] = []
+        self.commands: list[str] = []
+        """The names of all that was to be done, but for what is done each second."""
+
+    def do(self, *words: bytes) -> object:
+        """Carry out a command."""
+        name, *rest = (word.decode() for word in words)
+        if name != "TIME" and rest[0] != "policyd:nodes":
+            self.commands.append(name)
+        carry_out: Callable[..., object] = getattr(self, f"_{name.lower()}")
+        return carry_out(*rest)
+
+    def index(self) -> dict[str, dict[str, Any]]:
+        """Return the index of locks."""
+        return {name: json.loads(text) for name, text in self.hashes["policyd:locks"].items()}
+
+    def lose_all(self) -> None:
+        """Start anew, without data."""
+        self.hashes.clear()
+        self.locks.clear()
+
+    def _time(self) -> list[bytes]:
+        now = self.clock.seconds() + self.ahead
+        return [b"%d" % now, b"%d" % (now % 1 * 1e6)]
+
+    def _get(self, key: str) -> bytes | None:
+        text, ends = self.locks.get(key, (None, None))
+        return None if ends is not None and ends <= self.clock.seconds() else text
+
+    def _hget(self, key: str, field: str) -> bytes | None:
+        return self.hashes[key].get(field)
+
+    def _hset(self, key: str, field: str, value: str) -> int:
+        self.hashes[key][field] = value.encode()
+        return 1
+
+    def _hdel(self, key: str, *fields: str) -> int:
+        return sum(self.hashes[key].pop(field, None) is not None for field in fields)
+
+    def _hgetall(self, key: str) -> list[bytes]:
+        return [part for field, value in self.hashes[key].items() for part in (field.encode(), value)]
+
+    def _hscan(self, key: str, cursor: str, _count: str, most: str) -> list[object]:
+        start = int(cursor)
+        some = list(islice(self.hashes[key].items(), start, start + int(most)))
+        following = start + len(some) if start + len(some) < len(self.hashes[key]) else 0
+        return [b"%d" % following, [part for field, value in some for part in (field.encode(), value)]]
+
+    def _publish(self, channel: str, message: str) -> int:
+        for wanted, heard, link in list(self.listeners):
+            if wanted == channel and link.listens:
+                self.clock.callLater(TRIP, heard, channel.encode(), message.encode())
+        return len(self.listeners)
+
+    def _evalsha(self, _sha: str, number: str, *rest: str) -> object:
+        keys, (operation, _now, *values) = rest[: int(number)], rest[int(number) :]
+        own = next(key for key in keys if key.endswith(":l"))
+        before = self.locks.get(own, (None, None))[0]
+        if operation == "lock":
+            text, milliseconds = values
+            ends = self.clock.seconds() + int(milliseconds) / 1000 if milliseconds else None
+            self.locks[own] = text.encode(), ends
+        else:
+            self.resets.append(own)
+            if operation == "unlock":
+                self.locks.pop(own, None)
+        return before
+
+
+class Link:
+    """One node's way to the store."""
+
+    def __init__(self, shared: Shared) -> None:
+        self.here = True
+        self.listens = True
+        """Whether news come."""
+        self.slow = 0.0
+        """Seconds that each trip takes longer."""
+        self._shared = shared
+
+    def call(self, command: bytes) -> Deferred[object]:
+        """Carry out a call of the script."""
+        return self._carried_out(*command.split(b"\r\n")[2::2])
+
+    def command(self, *words: bytes | str | float) -> Deferred[object]:
+        """Carry out another command."""
+        return self._carried_out(*(word if isinstance(word, bytes) else str(word).encode() for word in words))
+
+    def subscribe(self, channels: Sequence[str], heard: Heard) -> None:
+        """Hear what is published."""
+        self._shared.listeners += [(channel, heard, self) for channel in channels]
+
+    def _carried_out(self, *words: bytes) -> Deferred[object]:
+        if not self.here:
+            return fail(AwayError("it is away"))
+        done: Deferred[object] = Deferred()
+        self._shared.clock.callLater(TRIP + self.slow, self._arrived, done, words)
+        return done
+
+    def _arrived(self, done: Deferred[object], words: Sequence[bytes]) -> None:
+        if not self.here:
+            done.errback(AwayError("it went away"))
+            return
+        reply = self._shared.do(*words)
+        self._shared.clock.callLater(TRIP, done.callback, reply)
+
+
+class Member(Mail):
+    """A node with all that it shares. `told` has what people were told of, `logged` what came from other nodes."""
+
+    def __init__(self, shared: Shared, name: str, *limits: Limit, run: str = "", skew: float = 0.0) -> None:
+        self.clock = shared.clock
+        self.shared = shared
+        self.logged: list[Event] = []
+        self.bugs: list[str] = []
+        self.forgotten: list[str] = []
+        self._began = False
+        super().__init__(*limits)
+        self.wall_offset = EPOCH + skew
+        self.link = Link(shared)
+        self.node = Node(
+            "policyd",
+            name,
+            run or f"run-{name}",
+            self.policy,
+            self.link,
+            Calls("policyd", name),
+            StoreClock(self.to_wall),
+            self.clock,
+            lambda word, fields: self.logged.append(Event(word, fields)),
+            self._bug,
+        )
+        self.registry = Registry(self.node, self.forgotten.append)
+        self.grants = Grants(self.node)
+        self.resync = Resync(self.node, self.registry, self.grants)
+        self.nodes = Nodes(self.node, lambda: {"version": "1", "script": "abc", "listen": ["tcp:10045"]})
+        self._began = True
+        self.link.subscribe(["policyd:news"], lambda _channel, message: self.resync.heard(message))
+
+    @property
+    def now(self) -> float:
+        """The time that has passed."""
+        return self.clock.seconds()
+
+    @now.setter
+    def now(self, value: float) -> None:
+        """Let time pass."""
+        self.clock.advance(max(0.0, value - self.clock.seconds()))
+
+    def tick(self) -> None:
+        """Do what the daemon does each second."""
+        self.policy.locks.expire(self.now)
+        self.policy.allowing.expire(self.now)
+        self.nodes.tick()
+        self.resync.tick()
+
+    def away(self) -> None:
+        """Lose the store."""
+        self.link.here = self.link.listens = False
+
+    def back(self) -> None:
+        """Find the store again."""
+        self.link.here = self.link.listens = True
+        self.resync.look()
+
+    def elsewhere(self, word: str) -> list[Mapping[str, object]]:
+        """Return the fields of the events of this word that came from other nodes."""
+        return [event.fields for event in self.logged if event.word == word]
+
+    def why(self, user: str = ANNA) -> str | None:
+        """Return the reason of an account's lock; None: it is free."""
+        lock = self.account(user)["lock"]
+        return None if lock is None else str(lock["reason"])
+
+    def _report(self, word: str, fields: Mapping[str, object]) -> None:
+        if not self._began:
+            return
+        if self.registry.noted(word, fields):
+            super()._report(word, fields)
+        self.grants.noted(word, fields)
+
+    def _bug(self) -> None:
+        self.bugs.append(traceback.format_exc())
+
+
+def members(number: int, *limits: Limit, clock: TurningClock | None = None) -> tuple[Shared, list[Member]]:
+    """Return a store and nodes that have just found it."""
+    shared = Shared(clock or TurningClock())
+    nodes = [Member(shared, f"mail{place}", *limits) for place in range(1, number + 1)]
+    pass_time(nodes, 3)
+    return shared, nodes
+
+
+def pass_time(nodes: Sequence[Member], seconds: float = 0.5) -> None:
+    """Let so much time pass, in hundredths of a second; each full second all nodes do what they do each second."""
+    clock = nodes[0].clock
+    for _ in range(round(seconds * 100)):
+        before = int(clock.seconds())
+        clock.advance(0.01)
+        if int(clock.seconds()) > before:
+            for node in nodes:
+                node.tick()
