@@ -55,7 +55,11 @@ class Client:
         if isinstance(address, str):
             self._socket = socket.socket(socket.AF_UNIX)
             self._socket.settimeout(PATIENCE)
-            self._socket.connect(address)
+            try:
+                self._socket.connect(address)
+            except OSError:
+                self._socket.close()
+                raise
         else:
             self._socket = socket.create_connection(("127.0.0.1", address), PATIENCE)
         self._replies = self._socket.makefile("rb")
