@@ -28,6 +28,9 @@ STEADY = 5.0
 SILENCE = 2.0
 """Seconds without a sign of the store after which its connection is taken for dead."""
 
+LATE = 0.02
+"""Seconds by which a look at the calls is late when this process was held up: replies may have come meanwhile."""
+
 MAX_WAITING = 20_000
 """Calls that wait for a reply, given up ones included."""
 
@@ -42,7 +45,7 @@ UNABLE = frozenset(
 )
 """Errors that are the store's, not the call's."""
 
-ELSEWHERE = frozenset(("READONLY", "NOAUTH", "WRONGPASS", "UNKILLABLE"))
+ELSEWHERE = frozenset(("READONLY", "MASTERDOWN", "NOREPLICAS", "NOAUTH", "WRONGPASS"))
 """Errors that another connection may not have: after a failover, or with another password."""
 
 _PROBE = "return redis.call('SET', KEYS[1], '1', 'PX', '1000')"
@@ -93,6 +96,8 @@ class Link:
         self._dialling: Deferred[Wire] | None = None
         self._again: IDelayedCall | None = None
         self._watch: IDelayedCall | None = None
+        """The next look at the calls that wait."""
+        self._due = 0.0
         self._stopped = False
 
     @property
@@ -156,7 +161,7 @@ class Link:
         call.deadline = self._reactor.seconds() + self._patience
         wire.send(command, call)
         if self._watch is None:
-            self._watch = self._reactor.callLater(self._patience, self._look)
+            self._look_at(call.deadline)
         return call
 
     def command(self, *words: bytes | str | float) -> Deferred[object]:
@@ -173,16 +178,24 @@ class Link:
         call = wire.execute_command(*words)
         call.deadline = self._reactor.seconds() + self._patience
         if self._watch is None:
-            self._watch = self._reactor.callLater(self._patience, self._look)
+            self._look_at(call.deadline)
         return call
 
-    def _look(self) -> None:
+    def _look_at(self, when: float) -> None:
+        self._due = when
+        self._watch = self._reactor.callLater(max(0.0, when - self._reactor.seconds()), self._look)
+
+    def _look(self, *, again: bool = False) -> None:
         """Give up the calls whose time is over; look again when the next one's is."""
         self._watch = None
         wire = self._wire
         if wire is None:
             return
         now = self._reactor.seconds()
+        if now - self._due > LATE and not again:
+            # The store shall not be taken for away because of us: what has come meanwhile is read in this turn.
+            self._watch = self._reactor.callLater(0, self._look, again=True)
+            return
         late = [call for call in wire.waiting if call.deadline <= now and not call.called]
         if late:
             why = f"no answer within {self._patience * 1000:g} ms"
@@ -192,7 +205,7 @@ class Link:
                     call.errback(AwayError(why))
         rest = min((call.deadline for call in wire.waiting if not call.called), default=None)
         if rest is not None and self._watch is None and self._wire is wire:
-            self._watch = self._reactor.callLater(max(0.0, rest - now), self._look)
+            self._look_at(rest)
 
     def _refused(self, call: Call, refusal: Refusal) -> None:
         """Deal with an error that the store answers with."""

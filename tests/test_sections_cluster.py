@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -177,15 +178,14 @@ def test_a_password_file_that_is_none_is_refused(closed: Path, data: bytes, mode
     assert f"1: cluster.password_file: {told}" in found
 
 
-def test_what_cannot_be_spoken_to_is_refused() -> None:
-    """Without txredisapi the config says which extra brings it."""
-
-    def use_store() -> None:
-        raise ValueError("a shared store needs policyd[cluster]")
-
-    with pytest.raises(ConfigError) as caught:
-        parse_config(f"cluster: {URL}", "x", supplies=SUPPLIES._replace(use_store=use_store))
-    assert str(caught.value) == "x:1: cluster: a shared store needs policyd[cluster]"
+def test_what_cannot_be_spoken_to_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without txredisapi the config says which extra brings it, and whoever has no cluster does not need it."""
+    monkeypatch.setitem(sys.modules, "txredisapi", None)
+    assert problems(URL) == [
+        "1: cluster: a shared store needs policyd[cluster], and txredisapi is not installed: from the source,"
+        " /opt/policyd/bin/pip install '.[cluster]'"
+    ]
+    assert parse_config("observe: true", "policyd.yaml", supplies=SUPPLIES).cluster is None
 
 
 def test_a_change_is_told_and_takes_a_restart() -> None:

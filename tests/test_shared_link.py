@@ -7,7 +7,6 @@ from itertools import pairwise
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
-from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
@@ -16,6 +15,7 @@ from policyd.shared_link import ELSEWHERE, LONGEST_PAUSE, MAX_WAITING, RECENT, U
 from policyd.shared_news import BEAT, MAX_BEATS
 from policyd.shared_replies import MAX_REPLY
 from policyd.shared_store import Wire
+from tests.turning import TurningClock
 
 OK = b"+OK\r\n"
 CALL = b"*2\r\n$7\r\nEVALSHA\r\n$1\r\nx\r\n"
@@ -43,7 +43,7 @@ class Far:
     """A link, and the store as the test plays it."""
 
     def __init__(self) -> None:
-        self.clock = Clock()
+        self.clock = TurningClock()
         self.dials: list[Deferred[Wire]] = []
         self.told: list[str] = []
         self.link = Link(self.clock, self._dial, PATIENCE, lambda command: b"full " + command, "p")
@@ -142,6 +142,19 @@ def test_a_call_is_given_up_in_time() -> None:
     assert answers(second) == [2]
 
 
+def test_a_store_is_not_away_because_this_process_was_held_up() -> None:
+    """Replies that have come meanwhile are read before calls are given up; those that have not are given up then."""
+    far = Far()
+    transport = far.connect()
+    first, second = far.link.call(CALL), far.link.call(CALL)
+    far.clock.work(1.0)
+    far.clock.callLater(0, transport.protocol.dataReceived, b":7\r\n")
+    far.clock.turn()
+    assert answers(first) == [7]
+    far.clock.turn(2)
+    assert answers(second) == ["no answer within 100 ms"]
+
+
 def test_one_timer_watches_all_calls() -> None:
     """However many there are."""
     far = Far()
@@ -150,7 +163,7 @@ def test_one_timer_watches_all_calls() -> None:
     assert len(far.clock.getDelayedCalls()) == 1
     transport.protocol.dataReceived(b":0\r\n" * 100)
     assert answers(*calls) == [0] * 100
-    far.clock.advance(1)
+    far.clock.advance(PATIENCE)
     assert far.clock.getDelayedCalls() == []
 
 

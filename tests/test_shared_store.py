@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.ssl import DefaultOpenSSLContextFactory
 
 from policyd.actions import parse_action
 from policyd.limits import Limit, Limits
 from policyd.shared_calls import Target
-from tests.daemon import free_port
+from tests.daemon import Policyd, free_port
 from tests.linking import CALL_PATIENCE, Linked, linked, linked_through_network
 from tests.stores import Sentinel, Store, running
 from tests.test_notifying import make_certificate, require_tls
@@ -47,6 +51,15 @@ def gives_up_in_time(linked: Linked) -> str:
     assert time.monotonic() - begun < CALL_PATIENCE + SLACK
     assert isinstance(found, str)
     return found
+
+
+def test_without_a_cluster_nothing_of_it_is_loaded() -> None:
+    """A daemon that counts for itself pays nothing for those that share; Python tells what it loads."""
+    with Policyd(environment={"PYTHONPROFILEIMPORTTIME": "1"}) as daemon:
+        assert daemon.ask() == "DUNNO"
+        loaded = set(re.findall(r"^import time:[^|]*\|[^|]*\| *(\S+)$", daemon.stderr, re.MULTILINE))
+    assert {"policyd.policy", "policyd.config"} <= loaded
+    assert {name for name in loaded if name.startswith(("policyd.shared", "txredisapi", "hiredis"))} == set()
 
 
 def test_calls_are_answered(store: Store) -> None:
@@ -368,6 +381,53 @@ def test_a_sentinel_that_does_not_know_the_store_says_so(store: Store) -> None:
             far.until_away(f"no Sentinel knows where it is: 127.0.0.1:{watch.port}: it knows no another")
     finally:
         watch.close()
+
+
+def test_a_sentinel_may_want_the_password_as_well(store: Store) -> None:
+    """The store's own; without it the Sentinel's refusal is told."""
+    watch = Sentinel(store)
+    place = f"sentinel://127.0.0.1:{watch.port}/mymaster"
+    try:
+        for process in (store, watch):
+            process.cli("ACL", "SETUSER", "default", "resetpass", ">right")
+        with linked(place) as far:
+            far.link.start()
+            far.until_away("it says NOAUTH")
+        with linked(place, lambda: b"right") as far:
+            far.connect()
+            assert settle(far) == 0
+    finally:
+        watch.close()
+
+
+class _Watch(Protocol):
+    """A Sentinel that knows one store, to all who ask anything."""
+
+    transport: Any
+
+    def __init__(self, port: int) -> None:
+        self._reply = b"*2\r\n$9\r\nlocalhost\r\n$%d\r\n%d\r\n" % (len(str(port)), port)
+
+    def dataReceived(self, data: bytes) -> None:
+        self.transport.write(self._reply)
+
+
+def test_sentinel_and_the_store_are_spoken_to_by_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Sentinel calls the store by the name in its certificate."""
+    require_tls()
+    make_certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+    port, watch_port = free_port(), free_port()
+    store = secured(port, tmp_path)
+    try:
+        with linked(f"sentinels://localhost:{watch_port}/mymaster") as far:
+            context = DefaultOpenSSLContextFactory(str(tmp_path / "key.pem"), str(tmp_path / "cert.pem"))
+            factory = Factory.forProtocol(lambda: _Watch(port))
+            far.turned.reactor.listenSSL(watch_port, factory, context, interface="127.0.0.1")
+            far.connect()
+            assert settle(far) == 0
+    finally:
+        store.close()
 
 
 def test_news_are_heard_again_after_the_store_was_gone(store: Store) -> None:
