@@ -201,7 +201,7 @@ function operations.settle()
     if not stop then
       near = charge(limits, record, target, at)
       if windows then
-        call("PEXPIRE", state, ttl)
+        keep_for(state, longest)
       end
     end
   end
@@ -278,7 +278,7 @@ function operations.refill()
       merge(limit, runs)
     end
   end
-  call("PEXPIRE", state, ttl)
+  keep_for(state, longest)
   return 0
 end
 

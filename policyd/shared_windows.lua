@@ -14,13 +14,13 @@
 
 local call, state, lock_key = redis.call, KEYS[1], KEYS[2]
 
-local REMEMBERED = 300000 -- milliseconds for which a transaction is remembered beyond its last call
+local REMEMBERED = "300000" -- milliseconds for which a transaction is remembered beyond its last call
 local STEPPED = 60000000 -- microseconds: an event so far ahead was stamped by a clock that has stepped back since
 local MAX_VALUES = 1000 -- clients, or senders, that are remembered for one limit
 local CHUNK = 100 -- elements of a list that are looked at, or written, at a time
 
 local now = tonumber(ARGV[2])
-local ttl = 0 -- milliseconds for which the state is kept once something has been counted
+local longest = 0 -- the longest of the limits' periods
 local epoch = 0
 
 -- The time: the store's, unless the caller has named one.
@@ -35,21 +35,43 @@ end
 local function read_limits(first, force)
   local limits, key = {}, 2
   for i = first, #ARGV do
-    local kind, period, most, slices, near, keep, stops, name =
-      string.match(ARGV[i], "^(%l) (%d+) (%d+) (%d+) (%d+) (%d+) (%d) (.+)$")
-    local limit = { place = i - first, kind = kind, name = name, period = tonumber(period), stops = stops == "1" }
-    limit.most = force and math.huge or tonumber(most)
-    if limit.period > 0 then -- else it is per message: there is no window
-      key = key + 1
-      limit.key, limit.slices, limit.keep = KEYS[key], tonumber(slices), tonumber(keep)
-      limit.slice = limit.slices > 0 and limit.period / limit.slices or 0
-      limit.near = force and math.huge or tonumber(near)
-      limit.distinct = kind == "c" or kind == "s"
-      ttl = math.max(ttl, limit.keep)
-    end
-    limits[#limits + 1] = limit
+    local kind, stops, period, most, near, slices, name =
+      string.match(ARGV[i], "^(%l)(%d) (%d+) (%d+) (%d+) (%d+) (.+)$")
+    period, slices = tonumber(period), tonumber(slices)
+    local windowed = period > 0 -- else it is per message
+    key = windowed and key + 1 or key
+    limits[#limits + 1] = {
+      place = i - first,
+      kind = kind,
+      name = name,
+      stops = stops == "1",
+      period = period,
+      most = force and math.huge or tonumber(most),
+      near = force and math.huge or tonumber(near),
+      slices = slices,
+      slice = slices > 0 and period / slices or 0,
+      key = windowed and KEYS[key],
+      distinct = kind == "c" or kind == "s",
+      total = nil, -- as far as it is known
+      oldest = nil, -- the oldest stamp, when the total was found out
+      more = 0, -- what the call adds,
+      value = nil, -- the value that it sees,
+      counted = 0, -- the bytes that it was charged before,
+      reached = 0, -- and what the count comes to
+    }
+    longest = math.max(longest, period)
   end
   return limits, KEYS[key + 1]
+end
+
+-- A whole number as text. (Numbers that are handed to the store take it longer.)
+local function text_of(number)
+  return string.format("%d", number)
+end
+
+-- Keep a key until the last event of a period has left, whatever slice it is in.
+local function keep_for(key, period)
+  call("PEXPIRE", key, text_of(math.ceil(period / 1000 * 61 / 60) + 1))
 end
 
 -- Forget all that was counted. What is given back later was counted before, and changes nothing.
@@ -80,7 +102,7 @@ end
 
 local function set_total(limit, total)
   limit.total = total
-  call("HSET", state, limit.name, total)
+  call("HSET", state, limit.name, text_of(total))
 end
 
 -- The stamp that an event at a time gets: where events share slices, the end of its slice, rounded up.
@@ -131,7 +153,7 @@ local function count(limit)
   elseif limit.distinct then
     limit.total = count_values(limit)
   elseif limit.total > 0 then
-    local oldest = tonumber(call("LINDEX", limit.key, 0))
+    local oldest = tonumber(call("LINDEX", limit.key, "0"))
     if not oldest then -- the store has evicted it
       set_total(limit, 0)
     elseif oldest + limit.period <= now then
@@ -187,13 +209,13 @@ local function merge(limit, runs)
     end
   end
   set_total(limit, total)
-  call("PEXPIRE", limit.key, limit.keep)
+  keep_for(limit.key, limit.period)
 end
 
 -- Count events in a window.
 local function add(limit, stamp, events)
   local key = limit.key
-  local tail = call("LRANGE", key, -2, -1)
+  local tail = call("LRANGE", key, "-2", "-1")
   local last, number = tonumber(tail[#tail]) or 0, 1
   if last < 0 then
     last, number = tonumber(tail[1]), -last
@@ -202,7 +224,7 @@ local function add(limit, stamp, events)
     return merge(limit, { stamp, events })
   end
   if last < stamp and events == 1 then
-    call("RPUSH", key, stamp)
+    call("RPUSH", key, text_of(stamp))
   elseif last < stamp then
     call("RPUSH", key, stamp, -events)
   elseif number > 1 then
@@ -211,7 +233,7 @@ local function add(limit, stamp, events)
     call("RPUSH", key, -1 - events)
   end
   set_total(limit, limit.total + events)
-  call("PEXPIRE", key, limit.keep)
+  keep_for(key, limit.period)
 end
 
 -- Take back events that got a stamp; what has left meanwhile is not there to be taken.
@@ -281,7 +303,7 @@ local function see(limit, value, stamp)
   if limit.total > MAX_VALUES then -- the one that was not seen for longest makes room
     write_sightings(limit, call("ZRANGEBYSCORE", limit.key, "(0", "+inf", "LIMIT", 0, 1)[1], {})
   end
-  call("PEXPIRE", limit.key, limit.keep)
+  keep_for(limit.key, limit.period)
 end
 
 -- Take back a sighting: the value counts from the one before, or not at all.

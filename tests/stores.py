@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from policyd.shared_calls import Calls
 from tests.daemon import PATIENCE, free_port
 from tests.waiting import until
 
@@ -52,16 +53,16 @@ class Client:
 
     def __init__(self, address: str | int) -> None:
         """Connect to a unix socket, or to a TCP port of 127.0.0.1."""
-        if isinstance(address, str):
-            self._socket = socket.socket(socket.AF_UNIX)
-            self._socket.settimeout(PATIENCE)
-            try:
-                self._socket.connect(address)
-            except OSError:
-                self._socket.close()
-                raise
-        else:
-            self._socket = socket.create_connection(("127.0.0.1", address), PATIENCE)
+        family, where = (
+            (socket.AF_UNIX, address) if isinstance(address, str) else (socket.AF_INET, ("127.0.0.1", address))
+        )
+        self._socket = socket.socket(family)
+        self._socket.settimeout(PATIENCE)
+        try:
+            self._socket.connect(where)
+        except OSError:
+            self._socket.close()
+            raise
         self._replies = self._socket.makefile("rb")
 
     def ask(self, *words: str | bytes | float) -> Reply:
@@ -105,6 +106,7 @@ class Process:
         self.socket = str(self.folder / "socket")
         self._arguments = arguments
         self._client: Client | None = None
+        self._clients: list[Client] = []
         self._start()
 
     def cli(self, *words: str | bytes | float) -> Reply:
@@ -114,8 +116,10 @@ class Process:
         return self._client.ask(*words)
 
     def client(self) -> Client:
-        """Return another connection."""
-        return Client(self.socket)
+        """Return another connection; it is closed with the server at the latest."""
+        client = Client(self.socket)
+        self._clients.append(client)
+        return client
 
     @property
     def pid(self) -> int:
@@ -155,9 +159,11 @@ class Process:
         shutil.rmtree(self.folder)
 
     def _hang_up(self) -> None:
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+        for client in (*self._clients, self._client):
+            if client is not None:
+                client.close()
+        self._clients.clear()
+        self._client = None
 
     def _start(self) -> None:
         addresses = ("--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", self.socket)
@@ -222,3 +228,20 @@ def running(*arguments: str) -> Iterator[Store]:
         yield store
     finally:
         store.close()
+
+
+class Shared:
+    """What several daemons ask one store: calls are sent, and their replies read, as a daemon does it."""
+
+    def __init__(self, store: Store, node: str = "mail1", prefix: str = "policyd") -> None:
+        self.calls = Calls(prefix, node)
+        self._client = store.client()
+
+    def say(self, command: bytes) -> Reply:
+        """Send a call and return the reply, with the script's text where the store does not know the script."""
+        try:
+            return self._client.say(command)
+        except StoreError as error:
+            if not str(error).startswith("NOSCRIPT"):
+                raise
+            return self._client.say(self.calls.evaluated(command))
