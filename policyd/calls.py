@@ -102,7 +102,7 @@ class RefusedError(Exception):
         yield json.dumps({"error": str(self)})[:-1]
         if self.problems:
             yield ', "problems": '
-            yield from _list_text([str(problem) for problem in part] for part in _parts(self.problems, PROBLEMS))
+            yield from list_text([str(problem) for problem in part] for part in _parts(self.problems, PROBLEMS))
         yield "}"
 
 
@@ -200,10 +200,10 @@ class Api:
         if sort not in _SORTS:
             raise RefusedError(f"sort: want one of {', '.join(_SORTS)}")
         most = call.whole_number("n", 20, MAX_ACCOUNTS)
-        return _list_text(self._desk.survey(call.now, sort, most, call.number("over", None, 1e6)))
+        return list_text(self._desk.survey(call.now, sort, most, call.number("over", None, 1e6)))
 
     def _locked(self, call: Call) -> Iterator[str]:
-        return _list_text(self._desk.locks(call.now, call.whole_number("n", MAX_LOCKED, MAX_LOCKED)))
+        return list_text(self._desk.locks(call.now, call.whole_number("n", MAX_LOCKED, MAX_LOCKED)))
 
     async def _history(self, call: Call) -> Iterator[str]:
         wanted, most = self._wanted(call)
@@ -266,11 +266,11 @@ class Api:
             held += done["held"]
             yield ""
         yield '{"unlocked": '
-        yield from _list_text(_parts(unlocked, NAMES))
+        yield from list_text(_parts(unlocked, NAMES))
         yield ', "free": '
-        yield from _list_text(_parts(free, NAMES))
+        yield from list_text(_parts(free, NAMES))
         yield ', "held": '
-        yield from _list_text(_parts(held, NAMES))
+        yield from list_text(_parts(held, NAMES))
         yield "}"
 
     def _reset(self, call: Call) -> Json:
@@ -287,7 +287,7 @@ class Api:
         return self._desk.queue_ordered(account, done, call.caller.name, call.now, call.caller.uid)
 
     def _allowances(self, call: Call) -> Iterator[str]:
-        return _list_text(self._desk.allowances.listed(call.now))
+        return list_text(self._desk.allowances.listed(call.now))
 
     def _allow(self, call: Call) -> Json:
         desk, wanted = self._desk.allowances, _allowance(call)
@@ -320,11 +320,12 @@ class Api:
 
 def _messages_text(messages: Sequence[Message], *, more: bool) -> Iterator[str]:
     yield '{"messages": '
-    yield from _list_text([_message(message) for message in part] for part in _parts(messages, MESSAGES))
+    yield from list_text([message_shown(message) for message in part] for part in _parts(messages, MESSAGES))
     yield f', "more": {json.dumps(more)}}}'
 
 
-def _message(message: Message) -> Json:
+def message_shown(message: Message) -> Json:
+    """Return a message of the history for the desk."""
     times = {name: utc(getattr(message, name), "microseconds") for name in ("began", "at")}
     return {**message._asdict(), **times}
 
@@ -375,7 +376,7 @@ def _date(text: Any) -> float:
     raise RefusedError("until: want a date with its offset such as 2026-12-01T17:00:00+00:00")
 
 
-def _list_text(parts: Iterable[Sequence[Any]]) -> Iterator[str]:
+def list_text(parts: Iterable[Sequence[Any]]) -> Iterator[str]:
     """Yield the text of a JSON list that comes in parts."""
     before = "["
     for part in parts:

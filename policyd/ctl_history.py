@@ -29,9 +29,14 @@ QUEUE_ID = re.compile(r"[A-Za-z0-9]{1,64}")
 """What Postfix's queue ids are made of, short and long; the longest there are have less than 32 characters."""
 
 
-def question(account: str, *, n: int, since: str | None, verdict: str | None) -> Question:
-    """Ask for the latest `n` messages of an account; `since` is a length of time such as `2h`."""
+def question(account: str, *, n: int, since: str | None, verdict: str | None, local: bool = False) -> Question:
+    """Ask for the latest `n` messages of an account; `since` is a length of time such as `2h`.
+
+    With `local`, only for those that came through this machine: another one's queue ids mean nothing here.
+    """
     asked: dict[str, object] = {"account": account}
+    if local:
+        asked["local"] = 1
     if since is not None:
         asked["since"] = int(parse_duration(since))
     if verdict is not None:
@@ -57,11 +62,11 @@ def run(args: argparse.Namespace, ask: Ask, screen: Screen) -> Told:
 def _asked(args: argparse.Namespace, n: int, ask: Ask) -> Json:
     """Return the latest `n` messages wanted; those of some clients are picked out of all that the daemon gives."""
     if not (args.client or args.except_client):
-        return ask(question(args.account, n=n, since=args.since, verdict=args.verdict))
+        return ask(question(args.account, n=n, since=args.since, verdict=args.verdict, local=args.nul))
     from policyd.ctl_clients import chosen  # noqa: PLC0415 -- ipaddress is slow to load, and seldom needed
 
     is_meant = chosen(args.client, args.except_client)
-    value = ask(question(args.account, n=MAX_MESSAGES, since=args.since, verdict=args.verdict))
+    value = ask(question(args.account, n=MAX_MESSAGES, since=args.since, verdict=args.verdict, local=args.nul))
     found = [message for message in value["messages"] if is_meant(message["client"])]
     return {**value, "messages": found[:n], "more": bool(value["more"]) or len(found) > n}
 

@@ -125,7 +125,7 @@ def _chosen_senders(wanted: Sequence[str] | None, unwanted: Sequence[str] | None
 
 def search(report: Report, args: argparse.Namespace, ask: Ask, postfix: Postfix, progress: Progress) -> None:
     """Find the account's messages in the queue: in the list, in the history, and in their files."""
-    value = ask(question(args.account, n=MAX_MESSAGES, since=args.since, verdict=args.verdict))
+    value = ask(question(args.account, n=MAX_MESSAGES, since=args.since, verdict=args.verdict, local=True))
     is_client, is_sender = chosen(args.client, args.except_client), _chosen_senders(args.sender, args.except_sender)
     own = {one for one in map(past, value["messages"]) if is_client(one.client) and is_sender(one.sender)}
     report.heard_of = bool(value["messages"])

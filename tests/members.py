@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
+from urllib.parse import unquote
 
 from twisted.internet.defer import Deferred, fail
+from twisted.python.failure import Failure
 
+from policyd.calls import Call, Caller
 from policyd.grants import Grants
+from policyd.history import Message, Wanted
 from policyd.limits import Limit
 from policyd.nodes import Nodes
 from policyd.registry import Registry
 from policyd.resync import Resync
 from policyd.shared_calls import AwayError, Calls
+from policyd.shared_desk import Cluster, SharedApi, Unshared
 from policyd.shared_node import Node, StoreClock
 from tests.asking import ANNA, EPOCH, Event, Mail
 from tests.turning import TurningClock
@@ -38,6 +43,7 @@ class Shared:
         """The accounts' own keys, and when they expire."""
         self.resets: list[str] = []
         """The keys of accounts whose counts were forgotten."""
+        self.members: list[Member] = []
         self.listeners: list[tuple[str, Heard, Link]] = []
         self.commands: list[str] = []
         """The names of all that was to be done, but for what is done each second."""
@@ -95,6 +101,8 @@ class Shared:
     def _evalsha(self, _sha: str, number: str, *rest: str) -> object:
         keys, (operation, _now, *values) = rest[: int(number)], rest[int(number) :]
         own = next(key for key in keys if key.endswith(":l"))
+        if operation == "show":
+            return self._shown(own, [value.rpartition(" ")[2].partition(":")[0] for value in values])
         before = self.locks.get(own, (None, None))[0]
         if operation == "lock":
             text, milliseconds = values
@@ -105,6 +113,17 @@ class Shared:
             if operation == "unlock":
                 self.locks.pop(own, None)
         return before
+
+    def _shown(self, own: str, limits: Sequence[str]) -> list[object]:
+        """Return an account's lock, and what the nodes have counted together: the windows of each have its own part."""
+        name = unquote(own[own.index("{") + 1 : own.index("}")])
+        reply: list[object] = [self._get(own)]
+        for limit in limits:
+            windows = [
+                shown for node in self.members for shown in node.account(name)["limits"] if shown["name"] == limit
+            ]
+            reply += [sum(shown["count"] for shown in windows), 1_000_000]
+        return reply
 
 
 class Link:
@@ -174,7 +193,15 @@ class Member(Mail):
         self.grants = Grants(self.node)
         self.resync = Resync(self.node, self.registry, self.grants)
         self.nodes = Nodes(self.node, lambda: {"version": "1", "script": "abc", "listen": ["tcp:10045"]})
+        self.listed: list[Message] = []
+        """The history."""
+        cluster = Cluster(
+            self.node, self.registry, self.grants, self.resync, self.nodes, "redis://x", str, lambda: Unshared(0, 0)
+        )
+        self.api = SharedApi(self.desk, self._reload, self._find, None, cluster)
         self._began = True
+        shared.members.append(self)
+        self.link.subscribe(self.api.gathering.channels, self.api.gathering.heard)
         self.link.subscribe(["policyd:news"], lambda _channel, message: self.resync.heard(message))
 
     @property
@@ -193,6 +220,29 @@ class Member(Mail):
         self.policy.allowing.expire(self.now)
         self.nodes.tick()
         self.resync.tick()
+
+    def call(self, method: str, path: str, patience: float = 3.0, **values: Any) -> Any:
+        """Return what a call of the control socket gives."""
+        call = Call(values, Caller("desk", 1000), self.now)
+        found = self.api.answer(method.encode(), path.encode(), call)
+        if isinstance(found, Awaitable):
+            done: list[Any] = []
+            Deferred.fromCoroutine(found).addBoth(done.append)  # type: ignore[arg-type]  # it is one
+            for _ in range(round(patience * 200)):
+                if done:
+                    break
+                self.clock.advance(0.005)
+            (found,) = done
+            if isinstance(found, Failure):
+                found.raiseException()
+        return json.loads("".join(found)) if isinstance(found, Iterator) else found
+
+    async def _reload(self, _by: str, _uid: int | None) -> tuple[list[str], list[str]]:
+        return [], []
+
+    async def _find(self, wanted: Wanted) -> list[Message]:
+        found = [message for message in self.listed if wanted.account in (None, message.account)]
+        return found[: wanted.most]
 
     def away(self) -> None:
         """Lose the store."""
