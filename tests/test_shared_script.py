@@ -154,6 +154,30 @@ def test_bytes_are_counted_as_declared_and_then_as_they_are(store: Store) -> Non
     assert table.counts() == [0]
 
 
+def test_of_bytes_the_latest_are_given_back_first(store: Store) -> None:
+    """A size that turns out smaller takes back what was counted last."""
+    table = Table(store, [limit("bytes", 1000)])
+    table.send("a", size=100)
+    table.now += 60
+    table.send("a", size=300)
+    table.send("a", size=150)
+    assert table.windows() == ((150, 1740.0),)
+    table.now += 1740
+    assert table.counts() == [50]
+
+
+def test_a_size_that_was_told_as_too_much_is_not_told_again(store: Store) -> None:
+    """As in memory: a WARN about the declared size is enough; one that was not declared is told when it is known."""
+    table = Table(store, [limit("bytes", 100, "30m", "WARN {count}")])
+    assert table.send("a", size=200).passing == (Over(0, 200, None),)
+    assert table.send("a", size=150) == CHARGED
+    table.send("b")
+    assert table.send("b", size=150).passing == (Over(0, 150, None),)
+    table.send("c", size=60)
+    assert table.send("c", size=150).passing == (Over(0, 150, 1800.0),)
+    assert table.counts() == [60]
+
+
 def test_clients_and_senders_count_once_each(store: Store) -> None:
     """The same one again adds nothing; a new one beyond the maximum is stopped."""
     table = Table(store, [limit("clients", 2), limit("senders", 2)])
