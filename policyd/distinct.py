@@ -90,6 +90,10 @@ class Distinct(Window):
             stamps.byteswap()
         return b"".join(self._values), stamps.tobytes()
 
+    def sightings(self) -> tuple[list[float], list[bytes]]:
+        """Return the stamps of the values' latest sightings, oldest first, and the values."""
+        return [seen[-1] for seen in self._values.values()], list(self._values)
+
     def put_values_before(self, values: bytes, stamps: Sequence[float]) -> None:
         """Add values, as `packed_values` has given them once, with sightings that are older than all that is here.
 

@@ -68,6 +68,10 @@ class Envelope:
             return 0
         return 0 if window.holds(value, now, limit.period) else 1
 
+    def value(self, count: Count) -> bytes:
+        """Return what the message's client, or its sender, is known by; b"" where it is not looked at."""
+        return self._values.get(count, b"")
+
     def count_value(self, count: Count, window: Window, now: float) -> None:
         """Count the message's client, or its sender, in a window."""
         value = self._values.get(count)

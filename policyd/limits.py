@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Literal
 
@@ -158,6 +159,12 @@ class Limits(tuple[Limit, ...]):
 
     def __init__(self, limits: Iterable[Limit]) -> None:
         self.maxima = Maxima(self)
+
+    @cached_property
+    def of_windows(self) -> Limits:
+        """The same limits in the same places, without a maximum of those that look at one message alone."""
+        limits = Limits(replace(limit, max=None) if limit.period is None else limit for limit in self)
+        return limits.warned_at(self.warn_at)
 
     def warned_at(self, percent: int | None) -> Limits:
         """Return the same limits, with a warning at so many percent of their maxima."""

@@ -80,6 +80,7 @@ class Transaction:
         "recipients",
         "returned",
         "seen",
+        "share",
     )
 
     def __init__(self, instance: bytes, account: Account) -> None:
@@ -105,6 +106,8 @@ class Transaction:
         """Recipients that were given back when its connection broke."""
         self.seen: Any = None
         """What the history was told of the message."""
+        self.share: Any = None
+        """What the other servers were told of it."""
         self._recipients: tuple[Receipt, ...] = ()
         self._windows: tuple[Window, ...] = ()
         """Those in which the message was counted."""

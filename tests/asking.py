@@ -18,7 +18,8 @@ from policyd.desk import Desk
 from policyd.durations import parse_duration
 from policyd.limits import HOUSE_RULES, MAX_PERIOD, UNTIL_UNLOCKED, Count, Limit, Override, Rules
 from policyd.policy import Policy
-from policyd.wire import RequestReader
+from policyd.verdict import Verdict
+from policyd.wire import Request, RequestReader
 
 ANNA = "anna@example.com"
 BERT = "bert@example.com"
@@ -98,6 +99,14 @@ class Mail:
         if data_seen:
             self.connection(user="").ask(protocol_state="DATA", client_address="", instance="")
             self.events.clear()
+
+    def decide(self, asked: Request, connection: transactions.Connection) -> Verdict:
+        """Return the verdict on a request."""
+        return self.policy.decide(asked, connection, self.now)
+
+    def leave(self, connection: transactions.Connection) -> None:
+        """End a connection."""
+        self.policy.leave(connection, self.now)
 
     def to_wall(self, now: float) -> float:
         """Tell the wall clock's time."""
@@ -207,7 +216,7 @@ class Connection:
         self._reader.receive(lines)
         asked = self._reader.next_request()
         assert asked is not None
-        answer = self._mail.policy.decide(asked, self._connection, self._mail.now)
+        answer = self._mail.decide(asked, self._connection)
         assert answer.reply == f"action={answer.action}\n\n".encode()
         return answer.action
 
@@ -250,7 +259,7 @@ class Connection:
 
     def close(self) -> None:
         """End the connection."""
-        self._mail.policy.leave(self._connection, self._mail.now)
+        self._mail.leave(self._connection)
 
     def _whole(self, state: str, recipients: int | None) -> str:
         number = self.accepted if recipients is None else recipients

@@ -6,6 +6,7 @@ Smtpds send messages, give up, break off, resend and go on; clocks step, limits 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import get_args
 
@@ -112,12 +113,13 @@ class Play:
         chance: random.Random,
         counts: tuple[Count, ...] = NUMBERED,
         hooks: tuple[tuple[str, ...], ...] = HOOKS,
+        mail: Callable[..., Mail] = Mail,
     ) -> None:
         self.chance = chance
         self.hooks = chance.choice(hooks)
         self.data_seen = bool(chance.randrange(4))
         self.bounds = drawn_bounds(chance, counts)
-        self.mail = Mail(*map(as_limit, self.bounds), data_seen=self.data_seen)
+        self.mail = mail(*map(as_limit, self.bounds), data_seen=self.data_seen)
         self.oracle = Oracle(self.bounds, data_seen=self.data_seen)
         self.oracle.now = self.mail.now
         self.users = USERS[: chance.randint(1, len(USERS))]

@@ -53,6 +53,9 @@ RINGS: tuple[tuple[str, ...], ...] = (
         "tally",
         "answering",
         "policy",
+        "shares",
+        "catching_up",
+        "sharing",
         "survey",
         "desk",
         "calls",
@@ -63,6 +66,7 @@ RINGS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "server",
+        "shared_server",
         "prompt",
         "accepting",
         "turns",
