@@ -9,6 +9,7 @@ import argparse
 import re
 from datetime import datetime, timedelta, timezone, tzinfo
 
+from policyd import ctl_cluster
 from policyd.ctl_client import USAGE, CtlError, Question
 from policyd.ctl_layout import Column, Json, Screen, fields, moment, table, unlock_command, when
 from policyd.sizes import parse_size, short_size
@@ -96,7 +97,7 @@ def allowed(value: Json, screen: Screen) -> list[str]:
     lines += fields(*told)
     if lock:
         lines += [f"{name} is LOCKED all the same: {lock['reason']}", *fields(("to unlock", unlock_command(name)))]
-    return [printable(line) for line in lines]
+    return [printable(line) for line in lines + ctl_cluster.shared(value)]
 
 
 def allowances(value: Json, screen: Screen) -> list[str]:
@@ -137,7 +138,7 @@ def disallowed(value: Json, limit: str | None, screen: Screen) -> list[str]:
         for each in value["disallowed"]
     ]
     nothing = f"{name} had no allowance" + (f" for {limit}" if limit else "")
-    return [printable(line) for line in lines or [nothing]]
+    return [printable(line) for line in [*(lines or [nothing]), *ctl_cluster.shared(value)]]
 
 
 def _amount(value: Json, most: int | None) -> str:

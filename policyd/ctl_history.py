@@ -11,6 +11,7 @@ import json
 import re
 from urllib.parse import urlencode
 
+from policyd import ctl_cluster
 from policyd.ctl_client import USAGE, Ask, CtlError, Question, Told
 from policyd.ctl_layout import Column, Json, Screen, counted, moment, table
 from policyd.durations import parse_duration
@@ -77,7 +78,8 @@ def text(value: Json, args: argparse.Namespace, screen: Screen) -> list[str]:
     picked = args.client or args.except_client
     if not messages:
         rest = f"; older ones than the newest {MAX_MESSAGES} were not looked at" if picked and value["more"] else ""
-        return [printable(f"the history has no messages{_wanted(args)} of {args.account}{rest}")]
+        nothing = f"the history has no messages{_wanted(args)} of {args.account}{rest}"
+        return [printable(line) for line in [nothing, *ctl_cluster.answered(value)]]
     columns = [
         Column("time"),
         Column("queue id"),
@@ -88,11 +90,15 @@ def text(value: Json, args: argparse.Namespace, screen: Screen) -> list[str]:
         Column("sender", least=16),
         Column("limit", least=8),
     ]
-    lines = table(columns, [_row(message, screen) for message in reversed(messages)], screen)
+    cells = [_row(message, screen) for message in reversed(messages)]
+    if all("node" in message for message in messages):
+        columns.append(Column("node", least=8))
+        cells = [(*row, message["node"]) for row, message in zip(cells, reversed(messages), strict=True)]
+    lines = table(columns, cells, screen)
     if value["more"]:
         are = "may be" if picked else "are"
         lines += [f"shown are the newest {len(messages)}; there {are} older ones: -n shows more, --since others"]
-    return lines
+    return lines + [printable(line) for line in ctl_cluster.answered(value)]
 
 
 def _row(message: Json, screen: Screen) -> tuple[object, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from policyd import ctl_cluster
 from policyd.ctl_layout import (
     INDENT,
     Column,
@@ -38,6 +39,7 @@ def status(value: Json, screen: Screen) -> list[str]:
         ("hooks seen", _hooks(value["hooks"])),
         ("store", value["store"]),
     )
+    lines += ctl_cluster.state(value.get("cluster"), screen)
     if value["problems"]:
         lines += ["", "PROBLEMS", *(f"{INDENT}- {problem}" for problem in value["problems"])]
     return shown(lines)
@@ -61,7 +63,7 @@ def account(value: Json, screen: Screen) -> list[str]:
     if value.get("clients"):
         clients = [(client["address"], when(client["last"], screen)) for client in value["clients"]]
         lines += ["", "recent clients", *rows((Column(""), Column("")), clients, screen)]
-    return shown(lines)
+    return shown(lines + ctl_cluster.answered(value))
 
 
 def _evidence(value: Json, screen: Screen) -> list[str]:
@@ -176,7 +178,7 @@ def locked_lately(value: Json, screen: Screen) -> list[str]:
 
 def lock_made(value: Json, screen: Screen) -> list[str]:
     """Tell that an account has been locked by hand."""
-    return shown([_lock_sentence(value["account"], "locked", value, screen)])
+    return shown([_lock_sentence(value["account"], "locked", value, screen), *ctl_cluster.shared(value)])
 
 
 def unlocked(value: Json) -> list[str]:
@@ -187,13 +189,13 @@ def unlocked(value: Json) -> list[str]:
         freed += [f"{name} unlocked; its windows start anew"]
         if name in held:
             freed += [f"{INDENT}what was held stays on hold: policyctl queue --queue hold {account_word(name)}"]
-    return shown(freed + [f"{name} was not locked" for name in value["free"]])
+    return shown([*freed, *(f"{name} was not locked" for name in value["free"]), *ctl_cluster.shared(value)])
 
 
 def counts_reset(value: Json) -> list[str]:
     """Tell that an account's counts are forgotten."""
     done = "its counts are forgotten" if value["seen"] else "no activity seen, there was nothing to forget"
-    return shown([f"{value['account']}: {done}"])
+    return shown([f"{value['account']}: {done}", *ctl_cluster.shared(value)])
 
 
 def reloaded(value: Json) -> list[str]:

@@ -314,6 +314,7 @@ def test_starting_loads_nothing_slow() -> None:
             "ctl_allow",
             "ctl_arguments",
             "ctl_client",
+            "ctl_cluster",
             "ctl_commands",
             "ctl_history",
             "ctl_layout",

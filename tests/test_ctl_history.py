@@ -59,8 +59,8 @@ def daemon(tmp_path: Path) -> Iterator[ControlSocket]:
             ["anna", "--since", "1h30m", "--verdict", "held"],
             {"account": "anna", "since": "5400", "verdict": "held", "n": "50"},
         ),
-        (["anna", "-0"], {"account": "anna", "n": "100000"}),
-        (["-0", "-n", "3", "--", "-x"], {"account": "-x", "n": "3"}),
+        (["anna", "-0"], {"account": "anna", "local": "1", "n": "100000"}),
+        (["-0", "-n", "3", "--", "-x"], {"account": "-x", "local": "1", "n": "3"}),
     ],
 )
 def test_what_is_asked(daemon: ControlSocket, args: list[str], asked: dict[str, str]) -> None:

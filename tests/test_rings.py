@@ -112,6 +112,7 @@ APART = (
     "ctl_arguments",
     "ctl_client",
     "ctl_clients",
+    "ctl_cluster",
     "ctl_commands",
     "ctl_complete",
     "ctl_doctor",
