@@ -11,6 +11,7 @@ import pytest
 from policyd.config import Config, ConfigError, changes, needs_restart, parse_config
 from policyd.sections_cluster import ClusterConfig, Store, parse_store
 from policyd.supplies import MAX_SECRET, SUPPLIES, password
+from tests.daemon import SHIPPED_CONFIG
 
 URL = "redis://valkey.example.net:6379/0"
 
@@ -49,6 +50,16 @@ def test_an_address_alone_is_enough() -> None:
     found = read(URL)
     assert (found.password_file, found.prefix, found.node) == (None, "policyd", None)
     assert (found.patience, found.when_away) == (0.1, "full")
+
+
+def test_what_the_shipped_config_has_commented_out_is_read() -> None:
+    """But for the file that is not here."""
+    commented = SHIPPED_CONFIG.read_text().partition("\n# cluster:\n")[2].partition("\n\n")[0]
+    text = "cluster:\n" + "".join(line[2:] + "\n" for line in commented.splitlines())
+    found = parse_config(text, "policyd.yaml").cluster
+    assert found is not None
+    assert (found.password_file, found.node) == ("/etc/policyd/valkey.password", "mail1")
+    assert replace(found, password_file=None, node=None) == read(URL)
 
 
 def test_the_long_form_is_read(closed: Path) -> None:
