@@ -167,12 +167,10 @@ local function told(lock, stop, passing, near)
   return parts[1] and "{" .. table.concat(parts, ",") .. "}" or 0
 end
 
-local operations = {}
-
 -- Have a transaction stand at a target. ARGV: 3 microseconds since it happened, 4 "1" to count without checking,
 -- 5 messages, 6 recipients, 7 bytes (0: not known), 8 the client, 9 the sender, both as digests or "".
 -- Where a lock is in force, nothing is charged unless by force; what is too much is given back all the same.
-function operations.settle()
+local function settle()
   local force = ARGV[4] == "1"
   local limits, record_key = read_limits(10, force)
   local record = read_record(record_key)
@@ -208,6 +206,12 @@ function operations.settle()
   write_record(record)
   return told(lock, stop, passing, near)
 end
+
+if ARGV[1] == "settle" then -- nearly all calls are; what follows is not made ready for them
+  return settle()
+end
+
+local operations = {}
 
 -- Tell the lock, and of each limit the count and when it resets; -1 where there is nothing to tell.
 function operations.show()

@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -74,6 +74,11 @@ class Client:
         """Send a command that is packed already."""
         self._socket.sendall(command)
         return self.reply()
+
+    def say_all(self, commands: Sequence[bytes]) -> list[Reply]:
+        """Send packed commands in one piece, and only then read their replies."""
+        self._socket.sendall(b"".join(commands))
+        return [self.reply() for _ in commands]
 
     def reply(self) -> Reply:
         """Wait for the next reply."""

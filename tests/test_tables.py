@@ -188,7 +188,8 @@ class Lists:
         if not letter.messages:
             after = Letter(0, letter.recipients)
         mores = [self._more(user, instance, place, before, after, now) for place in range(len(self._limits))]
-        passing, spared = [], set()
+        passing: list[Over] = []
+        spared: set[int] = set()
         for place, (bound, more) in enumerate(zip(self._limits, mores, strict=True)):
             count = self.shown(user, now)[place]
             reached = more + (before.recipients if count is None else count[0])
