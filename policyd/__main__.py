@@ -1,6 +1,6 @@
 """`python -m policyd` runs the daemon."""
 
-from policyd.daemon import main
+from policyd.start import main
 
 if __name__ == "__main__":
     main()

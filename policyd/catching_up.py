@@ -125,7 +125,7 @@ class CatchingUp:
         """Tell, once, that the store says what its script cannot have said."""
         if not self._odd:
             self._odd = True
-            self._report("sharing-problem", {"reason": f"the store has answered what makes no sense: {error}"})
+            self._report("cluster-problem", {"reason": f"the store has answered what makes no sense: {error}"})
 
     def note(self, share: Share) -> None:
         """Have a share wait until the store takes it."""
@@ -165,7 +165,7 @@ class CatchingUp:
         now = self._store.clock()
         if self.waiting.lost > self._lost_told:
             self._lost_told = self.waiting.lost
-            self._report("sharing-problem", {"reason": self._loss()})
+            self._report("cluster-problem", {"reason": self._loss()})
         if not self._store.here():
             return
         self._go_on()

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 import secrets
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
-from twisted.internet import main as twisted_main
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IListeningPort
-from twisted.internet.task import deferLater, react
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from policyd import __version__, paths
@@ -40,19 +37,20 @@ from policyd.listening import (
     listen_unix,
     make_folder,
 )
-from policyd.log import EventLog, start_logging
+from policyd.log import EventLog
 from policyd.notices import Notices
 from policyd.notifying import Notifying
 from policyd.policy import Policy
 from policyd.prompt import PromptReactor, make_prompt
 from policyd.relay import look_up_apart
-from policyd.reloading import Reading, Reloaded, Reloading, default_config, in_thread, load_config, read_anew
+from policyd.reloading import Reading, Reloaded, Reloading, default_config, in_thread, read_anew
 from policyd.server import PolicyFactory
 from policyd.storage import Storage
 from policyd.systemd import Notifier, boot_id
 
-EX_CANNOT_START = 1
-STDERR = 2
+if TYPE_CHECKING:
+    from policyd.cluster import Cluster
+
 NO_DATABASE = "none"
 
 TICK = 1.0
@@ -62,30 +60,12 @@ NEVER = 10**9
 """Collections of young garbage before one of all objects: to look through a million accounts takes two seconds, and
 what lives long here holds no cycles."""
 
-SWITCH = 0.0005
-"""Seconds for which the thread that reads a config, or the one that writes the database, may go on computing when the
-reactor has something to do. Python's own 5 ms come several times in a request: while a config of 900 KB was read, half
-of the answers took longer than 4.9 ms with them, and with this longer than 0.8 ms."""
-
 DRAIN = 1.2
 """Seconds for which requests that have begun are waited for at the end."""
 
 FRESH = 0.5
 """Seconds for which a new connection's first request is waited for at the end: Postfix tries two connections, and where
 it has lost the first to the end of a daemon, this may be its last."""
-
-_DESCRIPTION = """\
-Postfix policy daemon: counts what each SASL user sends, answers REJECT or HOLD over a limit, and locks hijacked
-accounts."""
-_EPILOG = f"""\
-Without -c it reads {paths.CONFIG} if that is there, and else goes by its house rules on 127.0.0.1:10045:
-no message has more than 5000 recipients, and no account sends more than 500 messages in any half hour; one that
-tries to is locked until a person unlocks it.
-
-It stays in the foreground and logs to stderr. SIGHUP reads the config anew (as `policyctl reload`), SIGTERM ends it.
-Ask it with policyctl.
-
-exit status: 0 ended by SIGTERM; 1 cannot start; 2 wrong usage; 78 the config has errors"""
 
 
 boot_time = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
@@ -120,7 +100,9 @@ class Daemon:
         self._storage = self._store()
         self._archive = Archive(self._policy, self._storage, Retention(config.history, config.history_rows))
         durable = self._storage.durable if self._storage else lambda: None
-        self._factory = PolicyFactory(self._policy, reactor, self._log.report, durable)
+        self._cluster = self._join_cluster(durable)
+        policy, report = self._policy, self._log.report
+        self._factory = self._cluster.factory if self._cluster else PolicyFactory(policy, reactor, report, durable)
         self._notifying = Notifying(
             reactor, self._notices, partial(in_thread, reactor), durable, self._bug, time.time, socket.gethostname()
         )
@@ -146,7 +128,8 @@ class Daemon:
         store = "sqlite" if self._storage else "memory"
         self._listening: list[str] = []
         desk = Desk(self._policy, to_wall, boot_time(), self._problems, store, lambda: self._listening)
-        api = Api(desk, self._reloading.order, self._archive.find, self._notifying)
+        make_api = self._cluster.api if self._cluster else Api
+        api = make_api(desk, self._reloading.order, self._archive.find, self._notifying)
         self._site = control_site(api, reactor, self._bug, durable)
 
     async def run(self) -> None:
@@ -158,6 +141,8 @@ class Daemon:
         control = self._control_socket()
         self._alone = [hold_alone(control)]
         self._open_storage()
+        if self._cluster:
+            self._cluster.start()
         self._ports.append(listen_unix(self._reactor, str(control), self._site))
         self._listening = await self._listen()
         self._bound_connections()
@@ -181,7 +166,10 @@ class Daemon:
 
     def _put_into_force(self, reading: Reading) -> Reloaded:
         config = self._config = reading.config
-        self._policy.accounts.rules = reading.rules
+        if self._cluster:
+            self._cluster.put_in_force(reading.rules)
+        else:
+            self._policy.accounts.rules = reading.rules
         self._policy.accounts.size = config.max_accounts
         self._archive.keep(Retention(config.history, config.history_rows))
         self._notifying.apply(config.notify)
@@ -220,6 +208,20 @@ class Daemon:
         """Say what the config would have listened on if systemd had not passed sockets."""
         if endpoints := ignored(self._config.listen, map(endpoint_of, self._passed)):
             self._log.report("listen-ignored", {"listen": " ".join(endpoints), "reason": "systemd has passed sockets"})
+
+    def _join_cluster(self, durable: Callable[[], Deferred[None] | None]) -> Cluster | None:
+        config = self._config.cluster
+        if config is None:
+            return None
+        from policyd.cluster import Cluster, Parts  # noqa: PLC0415 -- what it takes is not installed everywhere
+
+        policy, reactor, log, host = self._policy, self._reactor, self._log.report, socket.gethostname()
+        return Cluster(config, Parts(policy, reactor, log, self._bug, to_wall, durable, host, self._facts))
+
+    def _facts(self) -> dict[str, object]:
+        """Return what other servers are told of this one."""
+        database = str(self._storage.path) if self._storage else NO_DATABASE
+        return {"version": __version__, "listen": self._listening, "database": database}
 
     def _store(self) -> Storage | None:
         if self._config.database == NO_DATABASE:
@@ -274,6 +276,7 @@ class Daemon:
         found += [f"{key} has changed in the config, and takes a restart to change" for key in self._needs_restart]
         if self._storage:
             found += [text for text in (self._storage.problem, self._storage.damage) if text]
+        found += self._cluster.problems() if self._cluster else []
         found += self._archive.problems()
         found += self._notices.problems()
         if errors := self._policy.tally.internal_errors:
@@ -283,6 +286,8 @@ class Daemon:
     def _report(self, event: str, fields: Mapping[str, object]) -> None:
         """Log what has happened, and tell those who want to know."""
         self._log.report(event, fields)
+        if self._cluster and not self._cluster.noted(event, fields):
+            return  # another server tells
         self._notices.tell(event, fields, boot_time())
 
     def _state(self) -> str:
@@ -299,6 +304,8 @@ class Daemon:
             self._policy.locks.expire(boot_time())
             self._end_allowances()
             self._log.sum_up()
+            if self._cluster:
+                self._cluster.tick()
         except Exception:  # the next tick must come, whatever is wrong with this one
             self._bug()
             return
@@ -346,47 +353,8 @@ class Daemon:
     async def _end(self) -> None:
         await self._drain()
         self._notifying.stop()
+        if self._cluster:
+            self._cluster.stop()
         if self._storage is not None:
             await deferLater(self._reactor, 0)  # what connections that are gone give back is stored too
             self._storage.close()
-
-
-def main() -> NoReturn:
-    """Run the `policyd` command."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
-        continue  # where stderr is closed, the first socket would be taken for it
-    os.close(descriptor)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the config is about to be read anyway
-    parser = argparse.ArgumentParser(
-        "policyd", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("-c", metavar="FILE", dest="config", type=Path, help="the config file")
-    parser.add_argument("--check", action="store_true", help="read the config, name all its errors, and exit")
-    parser.add_argument("--version", action="version", version=f"policyd {__version__}")
-    options = parser.parse_args()
-    reactor = Reactor()
-    twisted_main.installReactor(reactor)
-    file = options.config or default_config()
-    try:
-        config = load_config(file)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        sys.exit(os.EX_CONFIG)
-    if options.check:
-        print(f"{file or 'what is built in'} is good: {config.summary()}")
-        sys.exit(0)
-    start_logging()
-    sys.setswitchinterval(SWITCH)
-    react(_run, (config, file), _reactor=reactor)
-
-
-async def _run(reactor: Reactor, config: Config, config_file: Path | None) -> None:
-    try:
-        await Daemon(reactor, config, config_file).run()
-    except CannotListenError as error:
-        print(f"policyd: {error}", file=sys.stderr)
-        raise SystemExit(EX_CANNOT_START) from error
-
-
-if __name__ == "__main__":
-    main()

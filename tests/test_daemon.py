@@ -473,7 +473,7 @@ AS_USER = """
 import os, sys
 from twisted.internet.interfaces import IStreamServerEndpointStringParser
 from twisted.plugin import getPlugins
-from policyd.daemon import main
+from policyd.start import main
 list(getPlugins(IStreamServerEndpointStringParser))
 if os.geteuid() == 0:
     os.setgroups([])

@@ -53,6 +53,7 @@ RINGS: tuple[tuple[str, ...], ...] = (
         "tally",
         "answering",
         "policy",
+        "away_rules",
         "shares",
         "catching_up",
         "sharing",
@@ -102,7 +103,7 @@ RINGS: tuple[tuple[str, ...], ...] = (
         "shared_news",
         "shared_link",
     ),
-    ("daemon", "__main__"),
+    ("cluster", "daemon", "start", "__main__"),
 )
 """The rooms from the innermost ring to the outermost: values, state, I/O, joins."""
 

@@ -1,0 +1,220 @@
+"""One node of a cluster: joins what lets several policyds share their counts, locks and allowances through a store.
+
+This room is loaded only where the config names a store.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from hashlib import sha1
+from typing import Any, NamedTuple
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+from policyd.away_rules import AwayRules
+from policyd.calls import Find, NotifyDesk, Reload
+from policyd.catching_up import Store
+from policyd.desk import Desk
+from policyd.grants import Grants
+from policyd.limits import Rules
+from policyd.locks import Report
+from policyd.nodes import Nodes
+from policyd.policy import Policy
+from policyd.registry import Registry
+from policyd.resync import Resync
+from policyd.sections_cluster import ClusterConfig
+from policyd.shared_calls import SCRIPT, AwayError, Calls, outcome
+from policyd.shared_desk import Cluster as Known
+from policyd.shared_desk import SharedApi, Unshared
+from policyd.shared_link import Link
+from policyd.shared_node import Node, StoreClock
+from policyd.shared_server import SharedFactory, SharedProtocol
+from policyd.shared_store import Dial
+from policyd.sharing import Sharing
+from policyd.supplies import SUPPLIES
+from policyd.transactions import Connection
+from policyd.verdict import PASS, Verdict
+
+
+class Parts(NamedTuple):
+    """What the daemon hands in."""
+
+    policy: Policy
+    reactor: IReactorTime
+    log: Report
+    """Writes a line to the log."""
+    bug: Callable[[], None]
+    """Tells of an exception that is being handled."""
+    to_wall: Callable[[float], float]
+    durable: Callable[[], Deferred[None] | None]
+    host: str
+    facts: Callable[[], dict[str, Any]]
+    """Returns what the other nodes are told of this one: its version, where it listens, its database."""
+
+
+class Cluster:
+    """This node."""
+
+    def __init__(self, config: ClusterConfig, parts: Parts) -> None:
+        name, self._report, self._reactor = config.node or parts.host, parts.log, parts.reactor
+        self._policy, self._bug = parts.policy, parts.bug
+        file = config.password_file
+        dial = Dial(parts.reactor, config.store, lambda: None if file is None else SUPPLIES.password(file))
+        calls = Calls(config.prefix, name)
+        self._link = link = Link(parts.reactor, dial, config.patience, calls.evaluated, config.prefix)
+        link.on_here, link.on_away, link.on_wrong = self._on_here, self._on_away, self._on_wrong
+        run = secrets.token_hex(8)
+        self._node = Node(
+            config.prefix,
+            name,
+            run,
+            parts.policy,
+            link,
+            calls,
+            StoreClock(parts.to_wall),
+            parts.reactor,
+            parts.log,
+            parts.bug,
+        )
+        self._generation: bytes | None = None
+        """What names this life of the store; None: it is not known yet."""
+        self._known = False
+        """Whether it has been asked for since the store is here."""
+        reactor = parts.reactor
+        store = Store(
+            calls, link.call, self._is_here, outcome, lambda then: reactor.callLater(0, then), reactor.seconds
+        )
+        self._registry = Registry(self._node, self._forgot)
+        self._grants = Grants(self._node)
+        self._resync = Resync(self._node, self._registry, self._grants)
+        script = sha1(SCRIPT).hexdigest()  # noqa: S324 -- it is how the store names a script
+        started = parts.to_wall(parts.reactor.seconds())
+        self._nodes = Nodes(self._node, lambda: {**parts.facts(), "script": script[:12], "started": started})
+        self.sharing = Sharing(
+            parts.policy, store, self._registry.mirror, parts.log, run.encode(), self._bug_in_a_verdict
+        )
+        self._rules = AwayRules(
+            parts.policy.accounts.rules, self._put_rules, self._nodes.now, share=config.when_away == "share"
+        )
+        self.factory = SharedFactory(parts.policy, parts.reactor, parts.log, parts.durable, self.sharing)
+        self._url = config.store.url
+        self._api: SharedApi | None = None
+
+    def api(self, desk: Desk, reload: Reload, find: Find | None, notify: NotifyDesk | None) -> SharedApi:
+        """Return the calls of the control socket."""
+        waiting = self.sharing.catching_up.waiting
+        known = Known(
+            self._node,
+            self._registry,
+            self._grants,
+            self._resync,
+            self._nodes,
+            self._url,
+            lambda: self._link.problem,
+            lambda: Unshared(len(waiting), waiting.lost),
+        )
+        self._api = api = SharedApi(desk, reload, find, notify, known)
+        news = self._node.key("news")
+
+        def heard(channel: bytes, message: bytes) -> None:
+            if channel == news.encode():
+                self._resync.heard(message)
+            else:
+                api.gathering.heard(channel, message)
+
+        self._link.subscribe([news, *api.gathering.channels], heard, self._resync.look)
+        return api
+
+    def start(self) -> None:
+        """Look for the store, and stay with it."""
+        self._rules.away()
+        self._link.start()
+
+    def stop(self) -> None:
+        """End."""
+        self._link.stop()
+
+    def noted(self, event: str, fields: Mapping[str, object]) -> bool:
+        """Take in an event of this node's; tell whether it is this node that tells people of it."""
+        mine = self._registry.noted(event, fields)
+        self._grants.noted(event, fields)
+        return mine
+
+    def put_in_force(self, rules: Rules) -> None:
+        """Go by other rules from now on."""
+        self._rules.reload(rules)
+
+    def tick(self) -> None:
+        """Do what is due: once a second."""
+        if self._link.here:
+            self._ask_generation()
+        self._nodes.tick()
+        self._resync.tick()
+        self.sharing.catching_up.tick(self._connections)
+
+    def problems(self) -> list[str]:
+        """Return what a person should know."""
+        return self.sharing.catching_up.problems()
+
+    def _connections(self) -> list[Connection]:
+        known = self.factory.connections
+        return [protocol.connection for protocol in known if isinstance(protocol, SharedProtocol)]
+
+    def _is_here(self) -> bool:
+        return self._link.here and self._known
+
+    def _on_here(self) -> None:
+        self._report("cluster-here", {"store": self._url})
+        self._turned()
+        self._ask_generation()
+
+    def _on_away(self, why: str) -> None:
+        self._report("cluster-away", {"store": self._url, "reason": why})
+        self._known = False
+        self._turned()
+        self._rules.away()
+
+    def _on_wrong(self, why: str) -> None:
+        self._report("cluster-problem", {"reason": f"wrong data: {why}"})
+
+    def _turned(self) -> None:
+        if self._api is not None:
+            self._api.turned = self._reactor.seconds()
+
+    def _ask_generation(self) -> None:
+        """Find out whether the store still has what it had."""
+        Deferred.fromCoroutine(self._look_at_generation())
+
+    async def _look_at_generation(self) -> None:
+        key = self._node.key("generation")
+        try:
+            await self._link.command("SET", key, secrets.token_hex(8), "NX")
+            found = await self._link.command("GET", key)
+        except AwayError:
+            return  # it is asked again
+        if not self._link.here or not isinstance(found, bytes):
+            return
+        before, self._generation = self._generation, found
+        was_known, self._known = self._known, True
+        if before not in (None, found):
+            self._report(
+                "cluster-problem", {"reason": "the store has lost its data: it is told again what is known here"}
+            )
+            self.sharing.catching_up.store_lost_data()
+            self._resync.lost()
+        if not was_known:
+            self._rules.here()
+            self._resync.look()
+            self.sharing.catching_up.came_back()
+
+    def _forgot(self, account: str) -> None:
+        self.sharing.catching_up.forget(account)
+
+    def _put_rules(self, rules: Rules) -> None:
+        self._policy.accounts.rules = rules
+
+    def _bug_in_a_verdict(self) -> Verdict:
+        self._bug()
+        return PASS
