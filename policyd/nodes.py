@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from twisted.internet.defer import Deferred
 
@@ -45,9 +45,11 @@ class Entry(NamedTuple):
 
     def shown(self, now: float) -> Json:
         """Return it for the desk; `now` is when it was looked at, by the store's clock."""
+        started = self.told.get("started")
         return {
             "node": self.name,
-            **{name: str(self.told.get(name, ""))[:MAX_FIELD] for name in ("version", "script", "run", "started")},
+            **{name: str(self.told.get(name, ""))[:MAX_FIELD] for name in ("version", "script", "run")},
+            "started": utc(started) if _is_time(started) else None,
             "listen": [str(each)[:MAX_FIELD] for each in self.told.get("listen", ())][:MAX_NODES],
             "database": str(self.told.get("database", ""))[:MAX_FIELD],
             "heard": utc(self.heard),
@@ -56,7 +58,10 @@ class Entry(NamedTuple):
 
 
 class Nodes:
-    """All nodes; `facts` returns what this one says of itself: version, script, started, listen, database."""
+    """All nodes.
+
+    `facts` returns what this one says of itself: version, script, started (seconds since the epoch), listen, database.
+    """
 
     def __init__(self, node: Node, facts: Callable[[], Json]) -> None:
         self.malformed = 0
@@ -144,10 +149,14 @@ def _entry(name: bytes, text: bytes) -> Entry | None:
     try:
         value = value_of(text)
         heard, run = value["heard"], value["run"]
-        if type(heard) not in (int, float) or not 0 <= heard <= _LATEST or not isinstance(run, str):
+        if not _is_time(heard) or not isinstance(run, str):
             return None
         if not isinstance(value.get("listen", []), list):
             return None
         return Entry(name.decode()[:MAX_FIELD], run, heard, value)
     except (ValueError, KeyError):
         return None
+
+
+def _is_time(value: Any) -> TypeGuard[float]:
+    return type(value) in (int, float) and 0 <= value <= _LATEST

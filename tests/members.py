@@ -164,55 +164,66 @@ class Link:
         self._shared.clock.callLater(TRIP, done.callback, reply)
 
 
-class Member(Mail):
-    """A node with all that it shares. `told` has what people were told of, `logged` what came from other nodes."""
+class Sharer(Mail):
+    """A node with all that it shares: `events` has what it tells people of, `logged` what came from other nodes."""
 
-    def __init__(self, shared: Shared, name: str, *limits: Limit, run: str = "", skew: float = 0.0) -> None:
-        self.clock = shared.clock
-        self.shared = shared
+    def __init__(self, clock: Any, link: Any, name: str, *limits: Limit, run: str = "", wall_offset: float) -> None:
+        self.clock = clock
+        self.link = link
         self.logged: list[Event] = []
         self.bugs: list[str] = []
         self.forgotten: list[str] = []
+        self.listed: list[Message] = []
+        """The history."""
         self._began = False
         super().__init__(*limits)
-        self.wall_offset = EPOCH + skew
-        self.link = Link(shared)
+        self.wall_offset = wall_offset
         self.node = Node(
             "policyd",
             name,
             run or f"run-{name}",
             self.policy,
-            self.link,
+            link,
             Calls("policyd", name),
             StoreClock(self.to_wall),
-            self.clock,
+            clock,
             lambda word, fields: self.logged.append(Event(word, fields)),
             self._bug,
         )
         self.registry = Registry(self.node, self.forgotten.append)
         self.grants = Grants(self.node)
         self.resync = Resync(self.node, self.registry, self.grants)
-        self.nodes = Nodes(self.node, lambda: {"version": "1", "script": "abc", "listen": ["tcp:10045"]})
-        self.listed: list[Message] = []
-        """The history."""
+        self.nodes = Nodes(
+            self.node, lambda: {"version": "1", "script": "abc", "started": 0.0, "listen": ["tcp:10045"]}
+        )
         cluster = Cluster(
             self.node, self.registry, self.grants, self.resync, self.nodes, "redis://x", str, lambda: Unshared(0, 0)
         )
         self.api = SharedApi(self.desk, self._reload, self._find, None, cluster)
         self._began = True
-        shared.members.append(self)
-        self.link.subscribe(self.api.gathering.channels, self.api.gathering.heard)
-        self.link.subscribe(["policyd:news"], lambda _channel, message: self.resync.heard(message))
+
+    @property
+    def channels(self) -> list[str]:
+        """The channels to listen to."""
+        return ["policyd:news", *self.api.gathering.channels]
+
+    def heard(self, channel: bytes, message: bytes) -> None:
+        """Take in what was published."""
+        if channel == b"policyd:news":
+            self.resync.heard(message)
+        else:
+            self.api.gathering.heard(channel, message)
 
     @property
     def now(self) -> float:
         """The time that has passed."""
-        return self.clock.seconds()
+        return float(self.clock.seconds())
 
     @now.setter
     def now(self, value: float) -> None:
         """Let time pass."""
-        self.clock.advance(max(0.0, value - self.clock.seconds()))
+        if (seconds := value - self.clock.seconds()) > 0:
+            self.clock.advance(seconds)
 
     def tick(self) -> None:
         """Do what the daemon does each second."""
@@ -221,21 +232,15 @@ class Member(Mail):
         self.nodes.tick()
         self.resync.tick()
 
-    def call(self, method: str, path: str, patience: float = 3.0, **values: Any) -> Any:
-        """Return what a call of the control socket gives."""
+    def asked(self, method: str, path: str, **values: Any) -> list[Any]:
+        """Make a call of the control socket; what it gives, or how it fails, is in the list when it is there."""
         call = Call(values, Caller("desk", 1000), self.now)
-        found = self.api.answer(method.encode(), path.encode(), call)
+        found, done = self.api.answer(method.encode(), path.encode(), call), list[Any]()
         if isinstance(found, Awaitable):
-            done: list[Any] = []
-            Deferred.fromCoroutine(found).addBoth(done.append)  # type: ignore[arg-type]  # it is one
-            for _ in range(round(patience * 200)):
-                if done:
-                    break
-                self.clock.advance(0.005)
-            (found,) = done
-            if isinstance(found, Failure):
-                found.raiseException()
-        return json.loads("".join(found)) if isinstance(found, Iterator) else found
+            Deferred.fromCoroutine(found).addCallback(_text).addBoth(done.append)  # type: ignore[arg-type]  # it is one
+        else:
+            done.append(_text(found))
+        return done
 
     async def _reload(self, _by: str, _uid: int | None) -> tuple[list[str], list[str]]:
         return [], []
@@ -243,15 +248,6 @@ class Member(Mail):
     async def _find(self, wanted: Wanted) -> list[Message]:
         found = [message for message in self.listed if wanted.account in (None, message.account)]
         return found[: wanted.most]
-
-    def away(self) -> None:
-        """Lose the store."""
-        self.link.here = self.link.listens = False
-
-    def back(self) -> None:
-        """Find the store again."""
-        self.link.here = self.link.listens = True
-        self.resync.look()
 
     def elsewhere(self, word: str) -> list[Mapping[str, object]]:
         """Return the fields of the events of this word that came from other nodes."""
@@ -271,6 +267,44 @@ class Member(Mail):
 
     def _bug(self) -> None:
         self.bugs.append(traceback.format_exc())
+
+
+class Member(Sharer):
+    """A node of a store that is played; its wall clock is ahead of the true time by `skew`."""
+
+    clock: TurningClock
+    link: Link
+
+    def __init__(self, shared: Shared, name: str, *limits: Limit, run: str = "", skew: float = 0.0) -> None:
+        self.shared = shared
+        super().__init__(shared.clock, Link(shared), name, *limits, run=run, wall_offset=EPOCH + skew)
+        shared.members.append(self)
+        self.link.subscribe(self.channels, self.heard)
+
+    def call(self, method: str, path: str, patience: float = 3.0, **values: Any) -> Any:
+        """Return what a call of the control socket gives, within some seconds."""
+        done = self.asked(method, path, **values)
+        for _ in range(round(patience * 200)):
+            if done:
+                break
+            self.clock.advance(0.005)
+        (found,) = done
+        if isinstance(found, Failure):
+            found.raiseException()
+        return found
+
+    def away(self) -> None:
+        """Lose the store."""
+        self.link.here = self.link.listens = False
+
+    def back(self) -> None:
+        """Find the store again."""
+        self.link.here = self.link.listens = True
+        self.resync.look()
+
+
+def _text(found: Any) -> Any:
+    return json.loads("".join(found)) if isinstance(found, Iterator) else found
 
 
 def members(number: int, *limits: Limit, clock: TurningClock | None = None) -> tuple[Shared, list[Member]]:

@@ -27,6 +27,7 @@ def test_each_node_sees_all() -> None:
         "run-mail2",
         ["tcp:10045"],
     )
+    assert shown["started"] == "1970-01-01T00:00:00+00:00"
     assert shown["heard"].startswith("2026-11-23T10:46:4")
 
 
