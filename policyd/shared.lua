@@ -230,12 +230,11 @@ function operations.lock()
   local before, text, milliseconds = call("GET", lock_key), ARGV[3], tonumber(ARGV[4])
   if not milliseconds then
     call("SET", lock_key, text)
-    call("HDEL", state, "until")
+    call("HDEL", state, "locked")
     return before
   end
-  tell_time()
   call("SET", lock_key, text, "PX", milliseconds)
-  call("HSET", state, "until", now + milliseconds * 1000)
+  call("HSET", state, "locked", 1)
   if call("PTTL", state) < milliseconds then
     call("PEXPIRE", state, milliseconds + REMEMBERED)
   end

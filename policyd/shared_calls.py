@@ -119,10 +119,10 @@ class Calls:
         packed = self._packed.get(id(limits)) or self._pack(limits)
         return _call(b"show", packed.keys(self.key(account)), now, *packed.limits_told)
 
-    def lock(self, account: str, text: str, seconds: float | None, now: float | None = None) -> bytes:
+    def lock(self, account: str, text: str, seconds: float | None) -> bytes:
         """Put a lock in force, for ever where `seconds` is None. The reply is the text of the one before, or None."""
         last = b"" if seconds is None else b"%d" % max(1, math.ceil(seconds * 1000))
-        return _call(b"lock", _keys(self.key(account)), now, text.encode(errors="surrogatepass"), last)
+        return _call(b"lock", _keys(self.key(account)), None, text.encode(errors="surrogatepass"), last)
 
     def unlock(self, account: str) -> bytes:
         """Free an account and forget its counts. The reply is the text of the lock that was in force, or None."""

@@ -82,16 +82,16 @@ local function forget_counts()
   call("PEXPIRE", state, 2 * REMEMBERED)
 end
 
--- Find out what has been counted, and forget it where a lock's time is over: the account does not relock at once.
+-- Find out what has been counted, and forget it where a lock that had an end is gone: the account does not relock.
 local function load_counts(limits, lock)
   tell_time()
   local fields = {}
   for i, limit in ipairs(limits) do
     fields[i] = limit.name
   end
-  local found = call("HMGET", state, "epoch", "until", unpack(fields))
+  local found = call("HMGET", state, "epoch", "locked", unpack(fields))
   epoch = tonumber(found[1]) or 0
-  if found[2] and not lock and tonumber(found[2]) <= now then
+  if found[2] and not lock then
     forget_counts()
     found = {}
   end

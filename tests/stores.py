@@ -72,12 +72,16 @@ class Client:
 
     def say(self, command: bytes) -> Reply:
         """Send a command that is packed already."""
-        self._socket.sendall(command)
+        self.send(command)
         return self.reply()
+
+    def send(self, commands: bytes) -> None:
+        """Send what is packed already; the replies are to be read later."""
+        self._socket.sendall(commands)
 
     def say_all(self, commands: Sequence[bytes]) -> list[Reply]:
         """Send packed commands in one piece, and only then read their replies."""
-        self._socket.sendall(b"".join(commands))
+        self.send(b"".join(commands))
         return [self.reply() for _ in commands]
 
     def reply(self) -> Reply:

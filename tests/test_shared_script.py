@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from policyd.distinct import digest
 from policyd.limits import HOUSE_RULES, Limit, Limits
@@ -56,7 +58,7 @@ class Table:
 
     def lock(self, seconds: float | None = None, text: str = LOCK) -> str | None:
         """Lock the account; return the lock that was there."""
-        return lock_text(self.shared.say(self.calls.lock(ANNA, text, seconds, now=self.now)))
+        return lock_text(self.shared.say(self.calls.lock(ANNA, text, seconds)))
 
     def unlock(self) -> str | None:
         """Free the account; return the lock that was there."""
@@ -420,7 +422,6 @@ def test_a_lock_that_is_over_forgets_the_counts(store: Store) -> None:
     table.send("b")
     table.lock(0.001)
     until(lambda: store.cli("GET", table.calls.key(ANNA) + b":l") is None)
-    table.now += 0.001
     assert table.send("c") == CHARGED
     assert table.counts() == [1]
 
@@ -607,3 +608,25 @@ def test_sizes_beyond_all_reason(store: Store) -> None:
     assert stop is not None
     assert stop.reached > 2**50
     assert table.counts() == [2**50]
+
+
+@settings(max_examples=50)
+@given(account=st.text(min_size=1) | st.sampled_from(("{}", "}{", "a b\r\n", "\udc80", "\0", "%", "x" * 65_536)))
+def test_an_account_may_be_called_anything(store: Store, account: str) -> None:
+    """Blanks, braces, line ends, lone surrogates and 64 KB: what is counted is found again, and is nobody else's."""
+    table = Table(store)
+    table.settle("a b{}\n", Target(1, 1), account=account)
+    table.settle("b", Target(1, 1), account=account)
+    table.settle("a b{}\n", NOTHING, account=account)
+    assert (table.counts(account), table.counts(account + "x")) == ([1], [0])
+
+
+def test_an_error_in_the_script_is_told(store: Store) -> None:
+    """Whatever is wrong with it, or with what our keys hold, the reply says so."""
+    table = Table(store)
+    broken = table.calls.evaluated(table.calls.reset(ANNA)).replace(b"$5\r\nreset", b"$5\r\nresex")
+    with pytest.raises(StoreError, match="attempt to call"):
+        store.client().say(broken)
+    store.cli("SET", table.calls.key(ANNA) + b":t:mail1:a", "no record")
+    with pytest.raises(StoreError, match="ERR"):
+        table.send("a")
