@@ -64,7 +64,7 @@ class CatchingUp:
     `bug` is told of an exception that should not have been; `told` of a share whose call has come to its end.
     """
 
-    def __init__(self, accounts: Accounts, store: Store, report: Report, bug: Callable[[Exception], None]) -> None:
+    def __init__(self, accounts: Accounts, store: Store, report: Report, bug: Callable[[], object]) -> None:
         self.waiting = Waiting()
         self.generation = 0
         """How often the store has lost its data."""
@@ -118,8 +118,14 @@ class CatchingUp:
 
     def look_at(self, failure: Any) -> None:
         """Tell of a failure that is none of the store's."""
-        if failure is not None and not isinstance(failure.value, AwayError):
-            self._bug(failure.value)
+        if failure is None:
+            return
+        try:
+            raise failure.value
+        except AwayError:
+            return
+        except Exception:
+            self._bug()
 
     def misunderstood(self, error: ValueError) -> None:
         """Tell, once, that the store says what its script cannot have said."""

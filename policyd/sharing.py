@@ -82,7 +82,7 @@ class Sharing:
     def __init__(
         self, policy: Policy, store: Store, mirror: Mirror, report: Report, run: bytes, bug: Callable[[], Verdict]
     ) -> None:
-        self.catching_up = CatchingUp(policy.accounts, store, report, lambda _error: self._told_bug())
+        self.catching_up = CatchingUp(policy.accounts, store, report, bug)
         self.catching_up.told = self._told
         self._policy = policy
         self._store = store
@@ -263,9 +263,6 @@ class Sharing:
     def _given_back(self, transaction: Transaction) -> None:
         if transaction.share is not None:
             self._sync(transaction, self._store.clock())
-
-    def _told_bug(self) -> None:
-        self._bug()
 
     # --- what the policy calls in place of charges
 

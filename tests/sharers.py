@@ -131,16 +131,18 @@ class Net:
         """What becomes of the next calls: "" carried out; "unheard" carried out, and the reply is lost; "lost"."""
         self.waiting: deque[tuple[bytes, Deferred[object]]] = deque()
         self.made = 0
+        self.on_away: Callable[[], None] = lambda: None
+        """Is called before a call fails that was made while the store was here, as the link does."""
 
     def call(self, command: bytes) -> Deferred[object]:
         """Send a call."""
         self.made += 1
         fate = self.fate.popleft() if self.fate else ""
-        if not self.here or fate == "lost":
-            return fail(AwayError("lost"))
-        if fate == "unheard":
+        if self.here and fate == "unheard":
             self.server.say(command)
-            return fail(AwayError("late"))
+        if not self.here or fate:
+            self.on_away()
+            return fail(AwayError("lost"))
         if self.late:
             reply: Deferred[object] = Deferred()
             self.waiting.append((command, reply))
