@@ -36,7 +36,7 @@ class Reply(Protocol):
     def addCallbacks(  # noqa: N802 -- named by Twisted
         self, callback: Callable[[object], None], errback: Callable[[Any], None]
     ) -> object:
-        """Have one of the two called when the reply is there, or what it fails with (as `value`)."""
+        """Have one of the two called when the reply is there, or a Failure."""
 
 
 class Store:
@@ -121,7 +121,7 @@ class CatchingUp:
         if failure is None:
             return
         try:
-            raise failure.value
+            failure.raiseException()
         except AwayError:
             return
         except Exception:

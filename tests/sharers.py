@@ -6,7 +6,6 @@ carries them out at once, late, or not at all.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -82,10 +81,6 @@ class TimedCalls(Calls):
     ) -> bytes:
         """Have a transaction stand at a target."""
         return super().settle(account, limits, instance, target, force=force, ago=ago, now=self._clock())
-
-    def lock(self, account: str, text: str, seconds: float | None, now: float | None = None) -> bytes:
-        """Put a lock in force."""
-        return super().lock(account, text, seconds, self._clock())
 
     def refill(
         self,
@@ -228,11 +223,7 @@ class Node(Mail):
         super()._report(word, fields)
         name = str(fields.get("account"))
         if word == "lock":
-            account = self.policy.accounts.peek(name, self.now)
-            assert account is not None
-            assert account.lock is not None
-            ends = account.lock.ends
-            self.net.call(self.calls.lock(name, LOCKED, None if math.isinf(ends) else ends - self.now))
+            self.net.call(self.calls.lock(name, LOCKED, None))  # it is freed when its time is over here
         elif word in ("unlock", "reset"):
             self.sharing.catching_up.forget(name)
             self.net.call(self.calls.unlock(name) if word == "unlock" else self.calls.reset(name))

@@ -64,7 +64,7 @@ class ModelCalls(Calls):
         call = Call("settle", account, self._name, limits, instance, target, force, ago)
         return self._model.packed(call)
 
-    def lock(self, account: str, text: str, seconds: float | None, now: float | None = None) -> bytes:
+    def lock(self, account: str, text: str, seconds: float | None) -> bytes:
         """Put a lock in force."""
         return self._model.packed(Call("lock", account, text=text, seconds=seconds))
 
