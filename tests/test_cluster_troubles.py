@@ -47,9 +47,7 @@ def url_of(port: int) -> str:
 def nodes(urls: Sequence[str], maximum: int) -> Iterator[list[Policyd]]:
     """Start a daemon for each of these ways to the store, and wait until each sees all others."""
     with ExitStack() as stack:
-        daemons = [
-            stack.enter_context(Policyd(config(url, f"mail{place}", maximum))) for place, url in enumerate(urls)
-        ]
+        daemons = [stack.enter_context(Policyd(config(url, f"mail{place}", maximum))) for place, url in enumerate(urls)]
         until(lambda: all(len(shown(daemon)["nodes"]) == len(urls) for daemon in daemons))
         yield daemons
 
