@@ -1,6 +1,42 @@
-"""Calls of the script that nodes share."""
+"""Calls of the script that keeps the counts and locks of many daemons in one store, as bytes; and what it replies.
+
+A call names what a transaction shall stand at, never a step, so that it can be repeated: what it says is true once.
+All keys of a call bear the account in braces, so that a cluster of stores has them in one place. What counts and when
+it leaves is the script's business, in shared_windows.lua and shared.lua.
+"""
 
 from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from hashlib import blake2b, sha1
+from pathlib import Path
+from typing import NamedTuple
+
+from policyd.limits import DISTINCT, SLICES, Limit, Limits
+
+SCRIPT = b"\n".join((Path(__file__).parent / name).read_bytes() for name in ("shared_windows.lua", "shared.lua"))
+
+MAX_NAME = 200
+"""Bytes of an account's name in keys; a longer one is known by its digest."""
+
+MOST = 2**53 - 1
+"""The largest whole number that the script counts with."""
+
+MAX_PACKED = 1000
+"""Different limits whose part of a call is remembered."""
+
+MAX_LENGTHS = 300
+"""Different lengths of an account's keys for which that is remembered."""
+
+_SHA = sha1(SCRIPT).hexdigest().encode()  # noqa: S324 -- it is how the store names a script
+_BY_DIGEST = b"$7\r\nEVALSHA\r\n$40\r\n" + _SHA + b"\r\n"
+_BY_TEXT = b"$4\r\nEVAL\r\n$%d\r\n%b\r\n" % (len(SCRIPT), SCRIPT)
+_PLAIN = re.compile(f"[A-Za-z0-9@._+=-]{{1,{MAX_NAME}}}").fullmatch
+_UNSAFE = re.compile(rb"[^A-Za-z0-9@._+=-]")
+_MICRO = 1_000_000
 
 
 class AwayError(Exception):

@@ -32,7 +32,6 @@ RINGS: tuple[tuple[str, ...], ...] = (
         "templates",
         "sections_notify",
         "sections_cluster",
-        "shared_calls",
         "shared_replies",
         "config",
         "shared_calls",

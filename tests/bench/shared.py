@@ -211,7 +211,7 @@ def main() -> None:
         )
         closed_loops(bench, daemons, all_asked, store)
         low_load(bench, (daemons[0], all_asked))
-        away(bench, daemons, store)
+        away(bench, (daemons[0], all_asked), store)
 
 
 if __name__ == "__main__":
