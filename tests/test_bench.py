@@ -18,6 +18,7 @@ from tests.bench.machine import compiled, compiler
 from tests.bench.servers import BARE, FLOOR, POLICYD, WITHOUT_DATABASE, bare, floor
 from tests.bench.table import SETTINGS
 from tests.daemon import ATTRIBUTES, REPOSITORY
+from tests.stores import require_store
 
 DUNNO = b"action=DUNNO\n\n"
 
@@ -141,3 +142,27 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
         assert sample["server"] in done.stdout
     assert "TCP, 50 connections: policyd ÷ bare Twisted: " in done.stdout
     assert f"The generator is {'load.c' if compiler() else 'load.py'}" in done.stdout
+
+
+def test_the_benchmark_of_a_shared_store_runs() -> None:
+    """It tells what sharing costs, and what becomes of answers when the store hangs."""
+    require_store()
+    command = [
+        sys.executable,
+        "-m",
+        "tests.bench.shared",
+        "--seconds",
+        "0.1",
+        "--rounds",
+        "1",
+        "--paced-seconds",
+        "3.1",
+    ]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for told in (
+        "policyd that asks at each request ÷ the store alone: ",
+        "sharing adds to the p50: ",
+        "the first 1 s  ",
+    ):
+        assert told in done.stdout

@@ -35,9 +35,6 @@ RECIPIENTS = {"count": "recipients", "per": "1h", "max": 100_000, "action": "REJ
 MESSAGES = {"count": "messages", "per": "30m", "max": 500, "action": "REJECT", "lock": "until-unlocked"}
 CONNECTIONS = 50
 ACCOUNTS = 1000
-LOW_RATE = 200.0
-"""Requests a second at which nobody waits for anybody else."""
-
 AWAY_RATE = 500.0
 AWAY_AFTER = 2.0
 """Seconds of a run after which the store is stopped."""
@@ -129,11 +126,15 @@ def closed_loops(bench: Bench, daemons: Sequence[Daemon], all_asked: Daemon, sto
 
 def low_load(bench: Bench, daemons: Sequence[Daemon]) -> None:
     """Measure and print what sharing adds to an answer's time when nobody else asks."""
-    found = {daemon.name: _paced(bench, daemon, LOW_RATE, bench.plan.paced_seconds / 2) for daemon in daemons}
-    rows = [[name, *map(milliseconds, (result.p50, result.p99, result.greatest))] for name, result in found.items()]
-    note(f"{LOW_RATE:,.0f} requests/s, each counted from when it was due; with a store, each is a call.")
-    print_table(("", "p50", "p99", "greatest ms"), rows)
-    print(f"\nsharing adds to the p50: {milliseconds(found[ALL_ASKED].p50 - found[ALONE].p50)} ms\n", flush=True)
+    for turn in range(bench.plan.rounds):
+        for daemon in daemons:
+            bench.measure((PART, "alone", turn), daemon, "unix", bench.fresh(daemon, "unix", 1, bench.plan.seconds))
+    found = {daemon.name: bench.series(PART, "alone", daemon.name) for daemon in daemons}
+    rows = [[name, *map(milliseconds, (*series.latencies, series.greatest))] for name, series in found.items()]
+    note("One connection, which asks when it has its answer; with a store, each request is a call.")
+    print_table(("", "p50", "p99", "p99.9", "greatest ms"), rows)
+    added = found[ALL_ASKED].latencies[0] - found[ALONE].latencies[0]
+    print(f"\nsharing adds to the p50: {milliseconds(added)} ms\n", flush=True)
 
 
 def away(bench: Bench, daemons: Sequence[Daemon], store: Store) -> None:
