@@ -13,6 +13,7 @@ from policyd.calls import MAX_MESSAGES, MAX_NAME, MAX_QUEUE_IDS, MESSAGES, Find,
 from policyd.gathering import Answer, Rows
 from policyd.history import VERDICTS, NoHistoryError, Wanted
 from policyd.policy import Policy
+from policyd.records import TALLIES
 from policyd.survey import Json, Sort, Survey
 
 MAX_DEPTH = 10_000
@@ -23,8 +24,6 @@ NAMES = 20
 
 MAX_NAMES = 1000
 """Accounts in one question."""
-
-TALLIES = ("refused", "held", "warned", "observed", "attempts_while_locked")
 
 _SORTS = get_args(Sort)
 

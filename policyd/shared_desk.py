@@ -23,9 +23,10 @@ from policyd.history import Message
 from policyd.locks import utc
 from policyd.nodes import Nodes
 from policyd.outbox import Outbox
+from policyd.records import TALLIES
 from policyd.registry import Registry
 from policyd.resync import Resync
-from policyd.shared_answers import MAX_DEPTH, TALLIES, Answers
+from policyd.shared_answers import MAX_DEPTH, Answers
 from policyd.shared_calls import AwayError
 from policyd.shared_node import Node
 from policyd.shared_top import Top
