@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import TimeoutError as LateError
 
 from policyd.accounts import MAX_CLIENTS
-from policyd.calls import MESSAGES, Api, Call, Find, NotifyDesk, Reload, list_text
+from policyd.calls import MAX_ACCOUNTS, MESSAGES, Api, Call, Find, NotifyDesk, Reload, list_text
 from policyd.desk import Desk
 from policyd.gathering import Gathered, Gathering
 from policyd.grants import Grants
@@ -109,7 +109,7 @@ class SharedApi(Api):
         return self._all_accounts(call, local)
 
     async def _all_accounts(self, call: Call, local: Iterator[str]) -> Iterator[str]:
-        most = min(call.whole_number("n", 20, MAX_DEPTH * 10), MAX_DEPTH)
+        most = min(call.whole_number("n", 20, MAX_ACCOUNTS), MAX_DEPTH)
         try:
             sort = str(call.values.get("sort", "messages"))
             found = await self._top.find(sort, most, call.number("over", None, 1e6) or None)
