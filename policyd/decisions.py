@@ -50,7 +50,7 @@ REMEMBERED = 7 * 86400.0
 MAX_TEXT = 256 * 1024
 """Characters of a record: two accounts' names of the longest kind, and a lock's evidence, have room."""
 
-_LATEST = 200e9
+LATEST = 200e9
 """Seconds since the epoch: what is later cannot be shown as a date."""
 
 _MOST = 2**63 - 1
@@ -220,7 +220,7 @@ def _fields(value: Any, wanted: _Kinds) -> dict[str, Any]:
         if type(field) not in kinds:
             raise ValueError(f"{name} is of a wrong type")
         if kinds[0] is int and float in kinds and field is not None:
-            if not 0 <= field <= _LATEST or math.isnan(field):
+            if not 0 <= field <= LATEST or math.isnan(field):
                 raise ValueError(f"{name} is no time")
         elif isinstance(field, int) and abs(field) > _MOST:
             raise ValueError(f"{name} is too large")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from twisted.internet.defer import Deferred
 
-from policyd.decisions import value_of
+from policyd.decisions import LATEST, value_of
 from policyd.locks import utc
 from policyd.outbox import all_of
 from policyd.shared_calls import AwayError
@@ -29,9 +29,6 @@ MAX_NODES = 1000
 
 MAX_FIELD = 1000
 """Characters of what a node says of itself that are shown."""
-
-_LATEST = 200e9
-"""Seconds since the epoch: what is later cannot be shown as a date."""
 
 
 class Entry(NamedTuple):
@@ -159,4 +156,4 @@ def _entry(name: bytes, text: bytes) -> Entry | None:
 
 
 def _is_time(value: Any) -> TypeGuard[float]:
-    return type(value) in (int, float) and 0 <= value <= _LATEST
+    return type(value) in (int, float) and 0 <= value <= LATEST

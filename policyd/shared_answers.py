@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from policyd.accounts import MAX_CLIENTS
 from policyd.calls import MAX_MESSAGES, MAX_NAME, MAX_QUEUE_IDS, MESSAGES, Find, message_shown
+from policyd.decisions import LATEST
 from policyd.gathering import Answer, Rows
 from policyd.history import VERDICTS, NoHistoryError, Wanted
 from policyd.policy import Policy
@@ -80,7 +81,7 @@ class Answers:
             raise ValueError("no queue ids")
         if not (account is None or _is_name(account)) or not (verdict is None or verdict in VERDICTS):
             raise ValueError("no such messages")
-        if not _is_number(asked["since"], 200e9):
+        if not _is_number(asked["since"], LATEST):
             raise ValueError("no time")
         most = _whole(asked["most"], MAX_MESSAGES + 1)
         return self._found(Wanted(account, tuple(ids), asked["since"], verdict, most))

@@ -16,6 +16,7 @@ from twisted.internet.error import TimeoutError as LateError
 
 from policyd.accounts import MAX_CLIENTS
 from policyd.calls import MAX_ACCOUNTS, MESSAGES, Api, Call, Find, NotifyDesk, Reload, list_text
+from policyd.decisions import LATEST
 from policyd.desk import Desk
 from policyd.gathering import Gathered, Gathering
 from policyd.grants import Grants
@@ -35,9 +36,6 @@ from policyd.turns import Turns
 
 TOLD = 2.0
 """Seconds for which an order waits for the store to know of it."""
-
-LATEST = 200e9
-"""Seconds since the epoch: what is later cannot be shown as a date."""
 
 _CLIENT = (str, float)
 
