@@ -103,7 +103,7 @@ class Decision:
     @property
     def id(self) -> str:
         """What tells this lock from others; "" for an unlock."""
-        return "" if self.lock is None else _id(self.account, self.lock)
+        return "" if self.lock is None else lock_id(self.account, self.lock)
 
     def is_over(self, now: float) -> bool:
         """Tell whether it says nothing any more: `now` is the store's clock."""
@@ -139,9 +139,10 @@ class Grant:
         return self.allowance.until <= (wall if self.allowance.dated else now)
 
 
-def lock_id(account: str, lock: Lock) -> str:
+def lock_id(account: str, lock: Lock | LockRecord) -> str:
     """Return what tells this lock from others, on all nodes and after a restart."""
-    return _id(account, lock)
+    told = json.dumps([account, lock.since, lock.by, lock.limit, lock.reason])
+    return blake2b(told.encode(), digest_size=8).hexdigest()
 
 
 def locked(account: Account, lock: Lock, decided: float, node: str, span: Span, now: float) -> Decision:
@@ -205,11 +206,6 @@ def value_of(text: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("no JSON object")  # noqa: TRY004 -- it is the text that is wrong
     return value
-
-
-def _id(account: str, lock: Lock | LockRecord) -> str:
-    told = json.dumps([account, lock.since, lock.by, lock.limit, lock.reason])
-    return blake2b(told.encode(), digest_size=8).hexdigest()
 
 
 def _fields(value: Any, wanted: _Kinds) -> dict[str, Any]:
