@@ -32,7 +32,6 @@ all are found, follows it.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -216,7 +215,7 @@ def _fields(value: Any, wanted: _Kinds) -> dict[str, Any]:
         if type(field) not in kinds:
             raise ValueError(f"{name} is of a wrong type")
         if kinds[0] is int and float in kinds and field is not None:
-            if not 0 <= field <= LATEST or math.isnan(field):
+            if not 0 <= field <= LATEST:  # NaN is none either
                 raise ValueError(f"{name} is no time")
         elif isinstance(field, int) and abs(field) > _MOST:
             raise ValueError(f"{name} is too large")
