@@ -40,7 +40,7 @@ MAX_QUESTIONS = 100
 """Questions that wait to be answered here; for one more the asker has to do without this node."""
 
 MAX_ID = 100
-"""Characters of a question's name, and of a node's run."""
+"""Characters of a question's name."""
 
 Rows = list[Any]
 Answer = Callable[[Json], "Iterator[Rows] | Awaitable[Iterator[Rows]]"]
@@ -51,7 +51,7 @@ class Gathered(NamedTuple):
     """What the nodes have answered."""
 
     rows: Mapping[str, Rows]
-    """By node, in no order; this one comes first."""
+    """By node; this one comes first."""
     silent: tuple[str, ...]
     """The nodes that have not answered in time."""
 

@@ -19,7 +19,7 @@ COUNTED = 10.0
 """Seconds within which a node has to have been heard to be one of those that share now."""
 
 SILENT = 5.0
-"""Seconds after which a node is told to be silent."""
+"""Seconds after which a node is said to be silent."""
 
 FORGOTTEN = 3600.0
 """Seconds after which a silent node is forgotten."""
@@ -67,7 +67,7 @@ class Nodes:
         self._facts = facts
         self._entries: list[Entry] = []
         self._looked = 0.0
-        """When that was, by the store's clock."""
+        """When they were looked at last, by the store's clock."""
         self._busy = False
         self._written = False
         self._twin: tuple[float, Entry] | None = None

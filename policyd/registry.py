@@ -24,7 +24,6 @@ from policyd.shared_node import Node
 MOMENT = 2.0
 """Seconds: a lock with less of its time left is not taken over, for two clocks may differ about its end."""
 
-
 MAX_FREED = 10_000
 """Accounts of which it is remembered when they were freed."""
 
