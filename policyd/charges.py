@@ -35,7 +35,8 @@ class Check(NamedTuple):
     """Those before it that are exceeded too and let it pass: observed ones, and actions such as WARN."""
 
 
-_FREE = Check(None, ())
+FREE = Check(None, ())
+"""Nothing is exceeded."""
 
 
 def check(transaction: Transaction, messages: int, recipients: int, now: float) -> Check:
@@ -58,7 +59,7 @@ def check(transaction: Transaction, messages: int, recipients: int, now: float) 
             if limit.stops:
                 return Check(exceeded, tuple(passing))
             passing.append(exceeded)
-    return Check(None, tuple(passing)) if passing else _FREE
+    return Check(None, tuple(passing)) if passing else FREE
 
 
 def count(
@@ -121,7 +122,7 @@ def settle(transaction: Transaction, size: int, now: float) -> Check:
     """
     envelope, account = transaction.envelope, transaction.account
     if envelope is None or not size or size == envelope.size:
-        return _FREE
+        return FREE
     passing: list[Exceeded] = []
     for place, period, _, _ in account.maxima.bytes:
         limit, window = account.limits[place], account.windows[place]
@@ -145,7 +146,7 @@ def settled(transaction: Transaction, size: int, now: float, found: Check) -> Ch
     """
     envelope, account = transaction.envelope, transaction.account
     if envelope is None:
-        return _FREE
+        return FREE
     spared = [exceeded.limit for exceeded in found.passing]
     declared, known = envelope.size, {}
     for place, _, _, slice_ in account.maxima.bytes:

@@ -35,8 +35,6 @@ Mirror = Callable[[Account, "str | None", float], None]
 TRIES = 4
 """Calls that a request is asked about with: one step of its judge after another; or the rules change meanwhile."""
 
-_NOTHING_FOUND = Check(None, ())
-
 
 class _Ask(Exception):  # noqa: N818 -- it is no error
     """A judge wants to count something: the store has to be asked."""
@@ -307,7 +305,7 @@ class Sharing:
     def _settle(self, transaction: Transaction, size: int, now: float) -> Check:
         envelope = transaction.envelope
         if envelope is None or not size or size == envelope.size:
-            return _NOTHING_FOUND
+            return charges.FREE
         outcome = self._heard(transaction, stand(transaction, size=size), 0)
         if outcome is None:
             return charges.settle(transaction, size, now)
