@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from hashlib import sha1
 from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred
+from twisted.internet.error import TimeoutError as LateError
 from twisted.internet.interfaces import IReactorTime
 
 from policyd.away_rules import AwayRules
@@ -36,6 +38,9 @@ from policyd.sharing import Sharing
 from policyd.supplies import SUPPLIES
 from policyd.transactions import Connection
 from policyd.verdict import PASS, Verdict
+
+ORDERS = 2.0
+"""Seconds for which a store that is back is told of orders before it is asked about mail."""
 
 
 class Parts(NamedTuple):
@@ -82,6 +87,7 @@ class Cluster:
         """What names this life of the store; None: it is not known yet."""
         self._known = False
         """Whether it has been asked for since the store is here."""
+        self._looking = False
         reactor = parts.reactor
         store = Store(
             calls, link.call, self._is_here, outcome, lambda then: reactor.callLater(0, then), reactor.seconds
@@ -185,9 +191,30 @@ class Cluster:
 
     def _ask_generation(self) -> None:
         """Find out whether the store still has what it had."""
-        Deferred.fromCoroutine(self._look_at_generation())
+        if not self._looking:
+            self._looking = True
+            Deferred.fromCoroutine(self._look_at_generation())
 
     async def _look_at_generation(self) -> None:
+        try:
+            if not self._known:
+                await self._orders_sent()
+            await self._compare_generation()
+        except Exception:  # the next second tries again
+            self._bug()
+        finally:
+            self._looking = False
+
+    async def _orders_sent(self) -> None:
+        """Wait until the store knows of the orders that were given while it was away, for ORDERS at the most.
+
+        An unlock makes it forget the account's counts: with those that came after it, if it were told of them before.
+        """
+        sent = self._registry.orders.all_sent().addTimeout(ORDERS, self._reactor)
+        with suppress(LateError):
+            await sent
+
+    async def _compare_generation(self) -> None:
         key = self._node.key("generation")
         try:
             await self._link.command("SET", key, secrets.token_hex(8), "NX")

@@ -95,6 +95,22 @@ def test_a_store_that_forgets_the_script_again_and_again_counts_each_message_onc
         assert count(daemons[0]) == 100
 
 
+def test_what_passed_after_an_unlock_counts_though_the_store_was_away_for_both(store: Store) -> None:
+    """The store is told of the unlock, which has it forget the account's counts, before it is told of the mail."""
+    with nodes([url_of(store.port)] * 2, 20) as (one, two):
+        assert send(one, 6)[0] + send(two, 6)[0] == 12
+        store.stop()
+        assert send(one, 4)[0] == 4
+        assert one.ctl("lock", ANNA, "--reason", "phished").returncode == 0
+        assert one.ctl("unlock", ANNA).returncode == 0
+        assert send(one, 5)[0] == 5
+        store.cont()
+        until(lambda: shown(one)["here"] and not shown(one)["orders"]["waiting"])
+        until(lambda: not shown(one)["unshared"]["waiting"])
+        assert send(one, 1)[0] == 1
+        assert count(one) == count(two) == 6
+
+
 def test_a_failover_keeps_nobody_waiting_and_forgets_nothing_that_was_copied() -> None:
     """Sentinel puts the replica in the store's place; the count goes on there."""
     with running() as first, running("--replicaof", "127.0.0.1", str(first.port)) as second:
