@@ -214,6 +214,8 @@ def _fields(value: Any, wanted: _Kinds) -> dict[str, Any]:
         field = found[name]
         if type(field) not in kinds:
             raise ValueError(f"{name} is of a wrong type")
+        if isinstance(field, str):
+            field.encode()  # where that cannot be done, no policyd has written it, and none could store it
         if kinds[0] is int and float in kinds and field is not None:
             if not 0 <= field <= LATEST:  # NaN is none either
                 raise ValueError(f"{name} is no time")

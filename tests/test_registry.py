@@ -436,10 +436,11 @@ def test_news_that_make_no_sense_are_counted() -> None:
     _, (node,) = members(1)
     texts = ("", "[]", "{", "{}", '{"what": "lock", "run": "x"}', '{"what": "dance", "run": "x"}', "[" * 10_000)
     odd = {"what": "lock", "run": "x", "account": ANNA, "decided": 1e300, "node": "m", "by": "x", "uid": None}
-    for text in (*texts, json.dumps(odd), "{" + " " * 300_000 + "}"):
+    unwritable = {**odd, "what": "unlock", "account": "\ud800", "decided": 1.0, "free": True}
+    for text in (*texts, json.dumps(odd), json.dumps(unwritable), "{" + " " * 300_000 + "}"):
         node.resync.heard(text)
     pass_time([node], 0.5)
-    assert node.resync.malformed == len(texts) + 2
+    assert node.resync.malformed == len(texts) + 3
     assert not node.locked()
     well(node)
 
