@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import islice
+from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.task import deferLater
 
 from policyd.decisions import value_of
@@ -166,18 +167,25 @@ class Resync:
                 known.seen = registry.round
             else:
                 odd.append((field, text, decision))
-        owns = await all_of([self._node.store.command("GET", self._node.own_lock(each.account)) for *_, each in odd])
-        now = self._reactor.seconds()
-        for (field, text, decision), own in zip(odd, owns, strict=True):
+        owns: list[tuple[bool, Any]] = await DeferredList(
+            [self._node.store.command("GET", self._node.own_lock(each.account)) for *_, each in odd], consumeErrors=True
+        )
+        for (field, text, decision), (read, own) in zip(odd, owns, strict=True):
+            if not read and not self._node.store.here:
+                raise AwayError("the store has gone")
             if own is not None:
-                mended = _text(own)
-                registry.read(mended, now)
-                if mended != text:
-                    await self._node.store.command("HSET", self._node.key("locks"), field, mended)
+                # Where something else than a lock is under the account's own key, the index is all that there is.
+                await self._mend(field, text, _text(own) if read else text)
             elif not registry.doubt_named(decision.account) and decision.lock is not None:
                 over.append(field)
         if over:
             await self._node.store.command("HDEL", self._node.key("locks"), *over)
+
+    async def _mend(self, field: str, text: str, mended: str) -> None:
+        """Put in force what stands, and write it to the index where that has something else."""
+        self._registry.read(mended, self._reactor.seconds())
+        if mended != text:
+            await self._node.store.command("HSET", self._node.key("locks"), field, mended)
 
     async def _compare_allowances(self, fields: Fields) -> None:
         over = []

@@ -161,6 +161,19 @@ def test_a_store_that_comes_back_empty_is_told_all(cluster: Cluster) -> None:
     cluster.within(5.0, late.locked)
 
 
+def test_something_else_under_the_key_of_one_lock_hides_no_lock(cluster: Cluster) -> None:
+    """A node that comes then learns of all locks, of that one from the index."""
+    one = cluster.add()
+    users = (ANNA, BERT, "carl@example.com")
+    for user in users:
+        one.lock(user)
+    cluster.turned.until(lambda: not len(one.registry.orders))
+    cluster.store.cli("DEL", OWN)
+    cluster.store.cli("HSET", OWN, "a", "lock?")
+    late = cluster.add()
+    cluster.within(5.0, lambda: all(late.locked(user) for user in users))
+
+
 def test_a_node_takes_over_ten_thousand_locks(cluster: Cluster) -> None:
     """A node that comes to many locks has all of them in seconds, some in each turn."""
     one = cluster.add()
