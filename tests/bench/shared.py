@@ -59,7 +59,8 @@ def options() -> argparse.Namespace:
 
 def ceiling(store: Store, prefix: Sequence[str], seconds: float) -> float:
     """Return the calls a second that the store answers to redis-benchmark: that of a message at DATA."""
-    call = Calls("bench", "ceiling").settle("user__rand_int__@example.com", HOUSE_RULES, b"", Target(1, 3))
+    instance = b"5d7e.__rand_int__"
+    call = Calls("bench", "ceiling").settle("user__rand_int__@example.com", HOUSE_RULES, instance, Target(1, 3))
     number = str(int(20_000 * max(seconds, 0.1)))
     command = [*prefix, "redis-benchmark", "-s", store.socket, "-c", str(CONNECTIONS), "-n", number]
     words = [word.decode() for word in _words(call)]
