@@ -15,14 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import PATIENCE, REPOSITORY, DaemonFailedError, Policyd
+from tests.daemon import PATIENCE, REPOSITORY, DaemonFailedError, Policyd, free_port
 from tests.desks import Listener, Smtp, Web
 from tests.sandbox import NOBODY, NOT_HERE, PARTS
+from tests.stores import require_store, running
 from tests.test_activation import address_of, tcp_socket, unix_socket
 from tests.test_notifying import make_certificate, require_tls
+from tests.waiting import until
 
 SERVICE = REPOSITORY / "systemd" / "policyd.service"
 NOTIFY = REPOSITORY / "systemd" / "notify" / "policyd.service.d" / "notify.conf"
+CLUSTER = REPOSITORY / "systemd" / "cluster" / "policyd.service.d" / "cluster.conf"
 UNIX_ONLY = REPOSITORY / "systemd" / "unix-only" / "policyd.service.d" / "unix-only.conf"
 WITH_A_NETWORK = [part for part in PARTS if part != "no network"]
 CONFIG = """\
@@ -179,6 +182,25 @@ def test_https_works_with_the_drop_in(tmp_path: Path) -> None:
             (told,) = daemon.ctl_json("notify", "--test")["channels"]
             assert told["sent"], told
     assert len(web.posted) == 1
+
+
+def test_a_store_is_reached_by_tls_with_the_drop_in(tmp_path: Path) -> None:
+    """As above: without what the drop-in takes away, the store would stay away."""
+    require_tls()
+    require_store()
+    left_out = {"no capabilities"}  # nobody cannot read the test's certificate
+    if setting(CLUSTER, "MemoryDenyWriteExecute") == ["no"]:
+        left_out.add("no written code")
+    parts = permitted([part for part in WITH_A_NETWORK if part not in left_out], tmp_path)
+    make_certificate(tmp_path)
+    key, certificate, port = str(tmp_path / "key.pem"), str(tmp_path / "cert.pem"), free_port()
+    files = ("--tls-cert-file", certificate, "--tls-key-file", key, "--tls-ca-cert-file", certificate)
+    with running("--tls-port", str(port), *files, "--tls-auth-clients", "no"):
+        config = f"cluster: rediss://localhost:{port}/0"
+        with Policyd(config, prefix=sandbox(parts), environment={"SSL_CERT_FILE": certificate}) as daemon:
+            until(lambda: daemon.ctl_json("status")["cluster"]["here"])
+            assert daemon.ask() == "DUNNO"
+            assert "internal-error" not in daemon.stderr
 
 
 def test_the_check_before_the_start_works_under_them_too(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ INSTALLED = "/opt/policyd/bin/policyd"
 """What the service runs, where the README installs it."""
 
 
-@pytest.fixture(params=["as shipped", "without the socket", "unix only", "notices"])
+@pytest.fixture(params=["as shipped", "without the socket", "unix only", "notices", "cluster"])
 def units(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
     """Return a folder with the units as one has installed them, and which they are."""
     if shutil.which("systemd-analyze") is None:
@@ -33,6 +33,8 @@ def units(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
         shutil.copytree(UNITS / "unix-only", tmp_path, dirs_exist_ok=True)
     if request.param == "notices":
         shutil.copytree(UNITS / "notify", tmp_path, dirs_exist_ok=True)
+    if request.param == "cluster":
+        shutil.copytree(UNITS / "cluster", tmp_path, dirs_exist_ok=True)
     service = tmp_path / "policyd.service"
     service.write_text(service.read_text().replace(INSTALLED, "/bin/true"))
     return tmp_path, request.param
