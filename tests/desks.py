@@ -89,7 +89,11 @@ class Web:
             while header := lines.readline().decode().strip():
                 name, _, value = header.partition(": ")
                 headers[name.lower()] = value
-            self.posted.append(Posted(line, headers, lines.read(int(headers.get("content-length", 0)))))
+            length = int(headers.get("content-length", 0))
+            body = lines.read(length)
+        if len(body) < length:
+            return  # who posts was killed meanwhile
+        self.posted.append(Posted(line, headers, body))
         connection.sendall(self.answer)
 
     def told(self, event: str) -> list[dict[str, Any]]:
