@@ -48,6 +48,9 @@ UNABLE = frozenset(
 ELSEWHERE = frozenset(("READONLY", "MASTERDOWN", "NOREPLICAS", "NOAUTH", "WRONGPASS"))
 """Errors that another connection may not have: after a failover, or with another password."""
 
+TOO_MANY = "ERR max number of clients reached"
+"""What the store says before it hangs up on a connection that is one too many."""
+
 _PROBE = "return redis.call('SET', KEYS[1], '1', 'PX', '1000')"
 """What needs all that calls need: scripts, memory, and a server that may be written to."""
 
@@ -215,7 +218,7 @@ class Link:
             wire.send(self._evaluated(command), call)
             return
         why = f"it says {refusal}"
-        if code in UNABLE:
+        if code in UNABLE or refusal.text == TOO_MANY:
             self._away(why)
             if code in ELSEWHERE and wire is not None:
                 wire.give_up(why)

@@ -55,7 +55,7 @@ class Refusal(NamedTuple):
         return word[0] if word else "ERR"
 
     def __str__(self) -> str:
-        return printable(" ".join(self.text.split()))[:MAX_SHOWN]
+        return printable(" ".join(self.text.split()))[:MAX_SHOWN].rstrip(".")
 
 
 class Replies:

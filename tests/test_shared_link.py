@@ -232,6 +232,26 @@ def test_a_store_that_is_not_able_is_away(code: str) -> None:
     assert len(far.told) == 1
 
 
+def test_a_store_that_has_no_room_for_the_connection_is_away() -> None:
+    """That is nothing that is wrong with its data."""
+    far = Far()
+    transport = far.connect()
+    call = far.link.call(CALL)
+    transport.protocol.dataReceived(b"-ERR max number of clients reached\r\n")
+    assert answers(call) == ["it says ERR max number of clients reached"]
+    assert far.told == ["away: it says ERR max number of clients reached"]
+    assert far.link.problem == "The store is away: it says ERR max number of clients reached."
+
+
+def test_an_error_that_ends_as_a_sentence_does_not_end_twice() -> None:
+    """What the store says is part of a sentence of ours."""
+    far = Far()
+    transport = far.connect()
+    far.link.call(CALL).addErrback(lambda _: None)
+    transport.protocol.dataReceived(b"-LOADING Redis is loading the dataset in memory.\r\n")
+    assert far.link.problem == "The store is away: it says LOADING Redis is loading the dataset in memory."
+
+
 def test_wrong_data_is_one_calls_trouble() -> None:
     """It is told once of each kind, and named for a while."""
     far = Far()
