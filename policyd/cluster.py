@@ -12,7 +12,7 @@ from hashlib import sha1
 from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred
-from twisted.internet.error import TimeoutError as LateError
+from twisted.internet.defer import TimeoutError as LateError
 from twisted.internet.interfaces import IReactorTime
 
 from policyd.away_rules import AwayRules

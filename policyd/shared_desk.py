@@ -12,7 +12,7 @@ from itertools import chain, islice, starmap
 from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred
-from twisted.internet.error import TimeoutError as LateError
+from twisted.internet.defer import TimeoutError as LateError
 
 from policyd.accounts import MAX_CLIENTS
 from policyd.calls import MAX_ACCOUNTS, MESSAGES, Api, Call, Find, NotifyDesk, Reload, list_text
