@@ -183,6 +183,11 @@ class CatchingUp:
                     share.sure = False
                     self.tell(share, now)
 
+    @property
+    def refilling(self) -> bool:
+        """Whether the store has not been told yet all that it has lost."""
+        return self._refilled is not None
+
     def problems(self) -> list[str]:
         """Return what a person should know."""
         number = len(self.waiting)
@@ -236,11 +241,12 @@ class CatchingUp:
         return all(limit.period is None or share.when + limit.period + limit.slice <= now for limit in limits)
 
     def _names(self) -> Iterator[str]:
-        """Yield the names of all accounts that have done something."""
+        """Yield the names of all accounts that have done something; what is stored may come to the others meanwhile."""
+        stored = list(self._accounts.stored)
         for portion in self._accounts.portions():
             for account in portion:
                 yield account.name
-        yield from list(self._accounts.stored)
+        yield from stored
 
     def _refill_some(self, now: float) -> None:
         """Send the windows of some accounts."""

@@ -19,6 +19,7 @@ from policyd.away_rules import AwayRules
 from policyd.calls import Find, NotifyDesk, Reload
 from policyd.catching_up import Store
 from policyd.desk import Desk
+from policyd.facts import Facts
 from policyd.grants import Grants
 from policyd.limits import Rules
 from policyd.locks import Report
@@ -43,6 +44,10 @@ ORDERS = 2.0
 """Seconds for which a store that is back is told of orders before it is asked about mail."""
 
 
+GENERATION = "generation"
+"""The kind of fact that names the life of the store that was told all that is known here."""
+
+
 class Parts(NamedTuple):
     """What the daemon hands in."""
 
@@ -55,8 +60,10 @@ class Parts(NamedTuple):
     to_wall: Callable[[float], float]
     durable: Callable[[], Deferred[None] | None]
     host: str
-    facts: Callable[[], dict[str, Any]]
+    told: Callable[[], dict[str, Any]]
     """Returns what the other nodes are told of this one: its version, where it listens, its database."""
+    facts: Facts
+    """What is known again after a restart."""
 
 
 class Cluster:
@@ -82,8 +89,10 @@ class Cluster:
             parts.reactor,
             parts.log,
             parts.bug,
+            parts.facts,
         )
-        self._generation: bytes | None = None
+        parts.facts.on_restored = self._restored
+        self._generation: str | None = None
         """What names this life of the store; None: it is not known yet."""
         self._known = False
         """Whether it has been asked for since the store is here."""
@@ -97,7 +106,7 @@ class Cluster:
         self._resync = Resync(self._node, self._registry, self._grants)
         script = sha1(SCRIPT).hexdigest()  # noqa: S324 -- it is how the store names a script
         started = parts.to_wall(parts.reactor.seconds())
-        self._nodes = Nodes(self._node, lambda: {**parts.facts(), "script": script[:12], "started": started})
+        self._nodes = Nodes(self._node, lambda: {**parts.told(), "script": script[:12], "started": started})
         self.sharing = Sharing(
             parts.policy, store, self._registry.mirror, parts.log, run.encode(), self._bug_in_a_verdict
         )
@@ -156,6 +165,7 @@ class Cluster:
         """Do what is due: once a second."""
         if self._link.here:
             self._ask_generation()
+        self._note_generation()
         self._nodes.tick()
         self._resync.tick()
         self.sharing.catching_up.tick(self._connections)
@@ -201,6 +211,7 @@ class Cluster:
                 await self._orders_sent()
             await self._compare_generation()
         except Exception:  # the next second tries again
+            self._known = False
             self._bug()
         finally:
             self._looking = False
@@ -223,18 +234,34 @@ class Cluster:
             return  # it is asked again
         if not self._link.here or not isinstance(found, bytes):
             return
-        before, self._generation = self._generation, found
+        generation = found.decode(errors="replace")
         was_known, self._known = self._known, True
+        self._compare(self._generation or self._node.facts.get(GENERATION), generation)
+        self._generation = generation
+        self._note_generation()
+        if not was_known:
+            self._rules.here()
+            self._resync.look()
+            self.sharing.catching_up.came_back()
+
+    def _note_generation(self) -> None:
+        """Note for a restart which life of the store knows all that is known here."""
+        if self._known and not self.sharing.catching_up.refilling:
+            self._node.facts.put(GENERATION, "", self._generation)
+
+    def _compare(self, before: str | None, found: str) -> None:
+        """Have the store told again what it has lost, if it has."""
         if before not in (None, found):
             self._report(
                 "cluster-problem", {"reason": "the store has lost its data: it is told again what is known here"}
             )
             self.sharing.catching_up.store_lost_data()
             self._resync.lost()
-        if not was_known:
-            self._rules.here()
-            self._resync.look()
-            self.sharing.catching_up.came_back()
+
+    def _restored(self, stored: Mapping[tuple[str, str], str]) -> None:
+        """Go on from what the database had; where it could not be read at the start, the store may be here already."""
+        if self._generation is not None:
+            self._compare(stored.get((GENERATION, "")), self._generation)
 
     def _forgot(self, account: str) -> None:
         self.sharing.catching_up.forget(account)

@@ -28,6 +28,7 @@ from policyd.config import Config, ConfigError, needs_restart
 from policyd.control import control_site
 from policyd.database import NewerDatabaseError
 from policyd.desk import Desk
+from policyd.facts import Facts
 from policyd.history import Retention
 from policyd.listening import (
     AlreadyRunningError,
@@ -216,9 +217,10 @@ class Daemon:
         from policyd.cluster import Cluster, Parts  # noqa: PLC0415 -- what it takes is not installed everywhere
 
         policy, reactor, log, host = self._policy, self._reactor, self._log.report, socket.gethostname()
-        return Cluster(config, Parts(policy, reactor, log, self._bug, to_wall, durable, host, self._facts))
+        facts = self._storage.facts if self._storage else Facts()
+        return Cluster(config, Parts(policy, reactor, log, self._bug, to_wall, durable, host, self._told, facts))
 
-    def _facts(self) -> dict[str, object]:
+    def _told(self) -> dict[str, object]:
         """Return what other servers are told of this one."""
         database = str(self._storage.path) if self._storage else NO_DATABASE
         return {"version": __version__, "listen": self._listening, "database": database}

@@ -1,4 +1,4 @@
-"""The SQLite file that outlives the daemon: locks, allowances, counts, tallies, history, notices, and hooks once seen.
+"""The SQLite file that outlives the daemon: locks, allowances, counts, tallies, history, notices, hooks, and facts.
 
 One connection, in one thread, does all the writing. Each transaction is durable when it is committed
 (synchronous=FULL), and what has been handed over is kept until it is. Source: https://www.sqlite.org/wal.html.
@@ -17,7 +17,7 @@ from policyd import history_table
 from policyd.history import ALL, Kept, Seen
 from policyd.records import AccountRecord, AllowanceRecord, AllowanceRecords, LockRecord, Span, restored, storable
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 PRUNE_STEP = 500
 """Rows that one transaction looks at, and removes where their windows have passed."""
 
@@ -62,6 +62,7 @@ _MIGRATIONS = (
     ) WITHOUT ROWID;
     """,
     "CREATE TABLE notices (id TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID;",
+    "CREATE TABLE facts (kind TEXT, name, fact TEXT NOT NULL, PRIMARY KEY (kind, name)) WITHOUT ROWID;",
 )
 """What leads from each schema version to the next. An epoch is one run of the daemon: in which boot, how far the wall
 clock was ahead of the boot clock when it started, and how far it was when it was last looked at."""
@@ -102,10 +103,12 @@ class Batch:
     allowances: AllowanceRecords = field(default_factory=dict)
     notices: dict[str, str | None] = field(default_factory=dict)
     """By id, as JSON. None: nobody is left to be told."""
+    facts: dict[tuple[str, str], str | None] = field(default_factory=dict)
+    """By kind and name. None: it is one no more."""
 
     def __bool__(self) -> bool:
         changed = self.accounts or self.locks or self.allowances or self.hooks or self.messages or self.notices
-        return bool(changed or self.latest is not None)
+        return bool(changed or self.facts or self.latest is not None)
 
     def add_newer(self, newer: Batch) -> None:
         """Take over what a newer batch has; that costs no more than the newer one is large."""
@@ -115,6 +118,7 @@ class Batch:
         self.hooks |= newer.hooks
         self.messages += newer.messages
         self.notices.update(newer.notices)
+        self.facts.update(newer.facts)
         if newer.latest is not None:
             self.latest = newer.latest
 
@@ -129,6 +133,8 @@ class Stored:
     allowances: list[tuple[Span, AllowanceRecord]] = field(default_factory=list)
     notices: tuple[tuple[str, str], ...] = ()
     """Ids and JSON."""
+    facts: tuple[tuple[str, str, str], ...] = ()
+    """Kinds, names and texts."""
 
 
 class Database:
@@ -182,7 +188,9 @@ class Database:
             rows = self._connection.execute(f"SELECT epoch, {_ALLOWANCE_COLUMNS} FROM allowances")  # noqa: S608 -- a constant
             allowances = [(spans[epoch], AllowanceRecord(*map(restored, row))) for epoch, *row in rows]
             notices = tuple(self._connection.execute("SELECT id, record FROM notices"))
-        return Stored(accounts, locks, hooks, allowances, notices)
+            rows = self._connection.execute("SELECT kind, name, fact FROM facts")
+            facts = tuple((kind, restored(name), fact) for kind, name, fact in rows)
+        return Stored(accounts, locks, hooks, allowances, notices, facts)
 
     def write(self, batch: Batch, wall: float, kept: Kept = ALL) -> None:
         """Write a batch, all or nothing, and remove some of what had passed at `wall`; durable on return.
@@ -203,13 +211,14 @@ class Database:
             self._write_allowances(batch.allowances)
             connection.executemany("INSERT OR IGNORE INTO seen VALUES (?)", [(hook,) for hook in batch.hooks])
             self._write_notices(batch.notices)
+            self._write_facts(batch.facts)
             history_table.store(connection, batch.messages)
             self._in_history = history_table.prune(connection, self._in_history, kept)
             if batch.latest is not None:
                 connection.execute("UPDATE epochs SET latest = ? WHERE id = ?", (batch.latest, self._epoch))
             self._prune(wall)
         self._in_log += len(batch.accounts) + len(batch.locks) + len(batch.allowances)
-        self._in_log += len(batch.messages) + len(batch.notices)
+        self._in_log += len(batch.messages) + len(batch.notices) + len(batch.facts)
         if self._in_log >= CHECKPOINT:
             self._checkpoint()
 
@@ -266,6 +275,12 @@ class Database:
         self._connection.executemany("DELETE FROM notices WHERE id = ?", done)
         waiting = [(id_, record) for id_, record in notices.items() if record is not None]
         self._connection.executemany("INSERT OR REPLACE INTO notices VALUES (?, ?)", waiting)
+
+    def _write_facts(self, facts: dict[tuple[str, str], str | None]) -> None:
+        gone = [(kind, storable(name)) for (kind, name), fact in facts.items() if fact is None]
+        self._connection.executemany("DELETE FROM facts WHERE kind = ? AND name = ?", gone)
+        known = [(kind, storable(name), fact) for (kind, name), fact in facts.items() if fact is not None]
+        self._connection.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", known)
 
     def _look_after_file(self) -> None:
         """Notice what others did to the file; SQLite does not, as long as it has what it needs in its own memory."""

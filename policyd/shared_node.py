@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
+from policyd.facts import Facts
 from policyd.locks import Report
 from policyd.policy import Policy
 from policyd.records import Span
@@ -69,6 +70,8 @@ class Node(NamedTuple):
     """Writes a line to the log, and tells nobody else."""
     bug: Callable[[], None]
     """Is called while an exception of ours is handled."""
+    facts: Facts
+    """What is known again after a restart."""
 
     def key(self, name: str) -> str:
         """Return the key of what is shared: `locks`, `allowances`, `nodes`, `news`."""

@@ -23,6 +23,7 @@ from policyd import records
 from policyd.accounts import Account
 from policyd.chores import Chores, in_pieces
 from policyd.database import Batch, DamagedDatabaseError, Database, Stored, set_aside
+from policyd.facts import Facts
 from policyd.history import FOR_EVER, MAX_WAITING, Kept
 from policyd.locks import Report
 from policyd.notices import Notices
@@ -81,6 +82,7 @@ class Storage:
         """What became of a damaged database since the start; "" where there was none."""
         self.notices: Notices | None = None
         """The notices that are kept, too; named before `open`."""
+        self.facts = Facts()  # what a node of a cluster has to know again
         self._policy = policy
         self.path = path
         self._clock = clock
@@ -229,6 +231,7 @@ class Storage:
         self._hooks |= batch.hooks
         if self.notices is not None:
             batch.notices = self.notices.take_unsaved()
+        batch.facts = self.facts.take_changed()
         if batch:
             with self._condition:
                 self._handed += bool(batch.locks or batch.allowances)
@@ -268,6 +271,7 @@ class Storage:
         accounts.stored = stored.accounts
         if self.notices is not None:
             self.notices.restore(stored.notices, now)
+        self.facts.restore(stored.facts)
         self._chores.begin(self._taking_in(decided))
 
     def _taking_in(self, decided: set[str]) -> Iterator[None]:
@@ -386,6 +390,7 @@ class Storage:
         self._hooks.clear()
         if self.notices is not None:
             self.notices.note_all_unsaved()
+        self.facts.note_all()
 
     def _noting_all(self) -> Iterator[None]:
         """Have all accounts stored; those that change place meanwhile have it noted by what they do."""

@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
 from policyd.calls import Call, Caller
+from policyd.facts import Facts
 from policyd.grants import Grants
 from policyd.history import Message, Wanted
 from policyd.limits import Limit
@@ -167,7 +168,16 @@ class Link:
 class Sharer(Mail):
     """A node with all that it shares: `events` has what it tells people of, `logged` what came from other nodes."""
 
-    def __init__(self, clock: Any, link: Any, name: str, *limits: Limit, run: str = "", wall_offset: float) -> None:
+    def __init__(
+        self,
+        clock: Any,
+        link: Any,
+        name: str,
+        *limits: Limit,
+        run: str = "",
+        wall_offset: float,
+        facts: Facts | None = None,
+    ) -> None:
         self.clock = clock
         self.link = link
         self.logged: list[Event] = []
@@ -189,6 +199,7 @@ class Sharer(Mail):
             clock,
             lambda word, fields: self.logged.append(Event(word, fields)),
             self._bug,
+            Facts() if facts is None else facts,
         )
         self.registry = Registry(self.node, self.forgotten.append)
         self.grants = Grants(self.node)
@@ -275,9 +286,17 @@ class Member(Sharer):
     clock: TurningClock
     link: Link
 
-    def __init__(self, shared: Shared, name: str, *limits: Limit, run: str = "", skew: float = 0.0) -> None:
+    def __init__(
+        self,
+        shared: Shared,
+        name: str,
+        *limits: Limit,
+        run: str = "",
+        skew: float = 0.0,
+        facts: Facts | None = None,
+    ) -> None:
         self.shared = shared
-        super().__init__(shared.clock, Link(shared), name, *limits, run=run, wall_offset=EPOCH + skew)
+        super().__init__(shared.clock, Link(shared), name, *limits, run=run, wall_offset=EPOCH + skew, facts=facts)
         shared.members.append(self)
         self.link.subscribe(self.channels, self.heard)
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,6 +116,25 @@ def test_a_store_that_was_killed_counts_on(store: Store, *, keep: bool) -> None:
         until(lambda: status(one)["here"] and status(two)["here"])
         until(lambda: count(one) == 16)
         assert send(one, 10)[0] + send(two, 10)[0] == 4
+
+
+def test_a_power_cut_loses_no_count(store: Store, tmp_path: Path) -> None:
+    """All daemons are started anew, and the store without its data: what passed before counts all the same, once.
+
+    A store that a daemon has not known yet has lost nothing.
+    """
+    database = {"database": str(tmp_path / "one.db")}
+    with nodes(store) as (_, two), Policyd({**config(store, "mail9"), **database}) as one:
+        until(lambda: status(one)["here"])
+        assert send(one, 8)[0] + send(two, 4)[0] == 12
+        for _ in range(2):
+            one.stop()
+            store.restart(keep=False)
+            one.start()
+            until(lambda: count(one) == 12)
+        one.restart()
+        until(lambda: status(one)["here"])
+        assert (count(one), send(one, 20)[0]) == (12, 8)
 
 
 def test_nobody_is_asked_about_twice(store: Store) -> None:

@@ -253,10 +253,27 @@ def test_a_database_of_schema_5_gets_a_place_for_notices(path: Path) -> None:
     """What else is in it stays."""
     write(path, accounts_of(account("anna", "as it was")))
     with closing(sqlite3.connect(path)) as older:
-        older.executescript("DROP TABLE notices; PRAGMA user_version = 5;")
+        older.executescript("DROP TABLE notices; DROP TABLE facts; PRAGMA user_version = 5;")
     write(path, Batch(notices={"a": "1"}))
     stored = load(path)
     assert (list(stored.accounts), dict(stored.notices)) == (["anna"], {"a": "1"})
+
+
+def test_facts_are_kept_until_they_are_facts_no_more(path: Path) -> None:
+    """A newer one goes over an older one of the same kind and name, whatever the name."""
+    write(path, Batch(facts={("a", ""): "1", ("a", "\ud800"): "2", ("b", ""): "3"}))
+    write(path, Batch(facts={("a", ""): None, ("b", ""): "4", ("c", ""): None}))
+    assert load(path).facts == (("a", "\ud800", "2"), ("b", "", "4"))
+
+
+def test_a_database_of_schema_6_gets_a_place_for_facts(path: Path) -> None:
+    """What else is in it stays."""
+    write(path, accounts_of(account("anna", "as it was")))
+    with closing(sqlite3.connect(path)) as older:
+        older.executescript("DROP TABLE facts; PRAGMA user_version = 6;")
+    write(path, Batch(facts={("a", "b"): "1"}))
+    stored = load(path)
+    assert (list(stored.accounts), stored.facts) == (["anna"], (("a", "b", "1"),))
 
 
 @pytest.mark.parametrize(
@@ -266,6 +283,7 @@ def test_a_database_of_schema_5_gets_a_place_for_notices(path: Path) -> None:
         (accounts_of(account("anna")), True),
         (Batch(locks={"anna": None}), True),
         (Batch(notices={"a": None}), True),
+        (Batch(facts={("a", ""): None}), True),
         (Batch(hooks={"RCPT"}), True),
         (Batch(latest=0.0), True),
     ],
@@ -344,6 +362,7 @@ def test_a_database_of_schema_1_is_taken_over(path: Path) -> None:
             ALTER TABLE locks DROP COLUMN evidence;
             DROP TABLE allowances;
             DROP TABLE notices;
+            DROP TABLE facts;
             PRAGMA user_version = 1;
             """
         )
@@ -353,6 +372,7 @@ def test_a_database_of_schema_1_is_taken_over(path: Path) -> None:
             ("accounts",),
             ("allowances",),
             ("epochs",),
+            ("facts",),
             ("history",),
             ("locks",),
             ("notices",),

@@ -60,6 +60,7 @@ RINGS: tuple[tuple[str, ...], ...] = (
         "desk",
         "calls",
         "records",
+        "facts",
         "decisions",
         "notices",
         "letters",

@@ -787,6 +787,28 @@ def test_a_notice_is_on_the_disk_when_its_lock_is(path: Path) -> None:
         assert stored_notices(path) == []
 
 
+def test_a_fact_is_known_again_and_what_is_newer_counts(path: Path) -> None:
+    """What was noted before the database could be read goes over what it had; all is written into a new file."""
+    with Run(path) as run:
+        run.storage.facts.put("a", "", "1")
+        run.storage.facts.put("b", "", "2")
+    again = Run(path)
+    had: list[object] = []
+    again.storage.facts.on_restored = had.append
+    again.storage.facts.put("b", "", "3")
+    with again:
+        assert had == [{("a", ""): "1", ("b", ""): "2"}]
+        assert [again.storage.facts.get(kind) for kind in "abc"] == ["1", "3", None]
+        path.write_bytes(b"no database, though it is longer than one page is wide" * 100)
+        again.storage.facts.put("a", "", None)
+        again.advance(COLLECT)
+        again.wait(lambda: again.storage.damage)
+        again.settle()
+    with Run(path) as last:
+        assert list(last.storage.facts.of("b")) == ["3"]
+        assert last.storage.facts.get("a") is None
+
+
 def test_notices_are_written_into_a_new_file_when_the_old_one_is_damaged(path: Path) -> None:
     """They are in memory as well."""
     run = Run(path)
