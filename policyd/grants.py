@@ -12,7 +12,7 @@ from typing import Any
 from policyd.allowances import Allowance
 from policyd.decisions import Grant, grant_of, granted, value_of
 from policyd.locks import utc
-from policyd.outbox import Outbox, all_of
+from policyd.outbox import MAX_REMEMBERED, Outbox, all_of
 from policyd.records import restore_allowance
 from policyd.shared_node import Node
 
@@ -48,6 +48,8 @@ class Grants:
         self.round = 0
         self.known: dict[Key, Known] = {}
         self.orders: Outbox[Key, _Order] = Outbox(self._send, lambda: node.store.here, node.bug)
+        self._taken: dict[Key, Grant] = {}
+        """Allowances that were taken back of late, on whichever node."""
         self._node = node
         self._policy = node.policy
         self._clock = node.clock
@@ -67,8 +69,7 @@ class Grants:
     def news(self, value: Mapping[str, Any]) -> None:
         """Take in what another node tells; raises ValueError."""
         grant = grant_of(value)
-        if (grant.account, grant.limit) not in self.orders:
-            self.adopt(grant, grant.text(), self._seconds())
+        self.compare(grant, grant.text(), self._seconds())
 
     def granted(self, text: object) -> Grant | None:
         """Return what a text of the store's says; None: no policyd can have written it, or there is none."""
@@ -81,15 +82,21 @@ class Grants:
             return None
 
     def compare(self, grant: Grant, text: str, now: float) -> None:
-        """Compare what the store has with what is in force here."""
+        """Put in force what another node has decided, unless what was decided here is later: then tell that again.
+
+        Two nodes may write at the same moment, so that neither sees what the other writes.
+        """
         key = (grant.account, grant.limit)
         known, mine = self.known.get(key), self._policy.accounts.allowances.get(*key)
         if key in self.orders:
             return  # what stands comes of sending that
+        taken = self._taken.get(key) if mine is None else None
         if known is not None and known.text == hash(text):
             known.seen = self.round
         elif mine is not None and (mine.since if known is None else known.decided) > grant.decided:
             self.doubt(mine)
+        elif taken is not None and taken.decided > grant.decided:
+            self.orders.put(key, _Order(taken.decided, taken.by, taken.uid))
         else:
             self.adopt(grant, text, now)
 
@@ -127,6 +134,7 @@ class Grants:
         before = table.get(*key)
         if grant.allowance is None or self.is_over(grant, now):
             self.known.pop(key, None)
+            self._remember(grant)
             if before is not None and table.take(*key):
                 self._policy.accounts.adopt_known(grant.account)
                 self._tell("disallow", before, grant, now)
@@ -141,6 +149,14 @@ class Grants:
         table.put(allowance)
         self._policy.accounts.adopt_known(grant.account)
         self._tell("allow", allowance, grant, now)
+
+    def _remember(self, taken: Grant) -> None:
+        """Note that an allowance was taken back, to know older news of it from newer ones."""
+        key = (taken.account, taken.limit)
+        self._taken.pop(key, None)
+        self._taken[key] = taken
+        if len(self._taken) > MAX_REMEMBERED:
+            del self._taken[next(iter(self._taken))]
 
     def _tell(self, event: str, allowance: Allowance, grant: Grant, now: float) -> None:
         fields = {
@@ -174,7 +190,9 @@ class Grants:
             grant, what = granted(allowance, order.decided, name, span, now), "allow"
         text = grant.text()
         await all_of([self._node.store.command("HSET", *place, text), self._node.tell(what, text)])
-        if allowance is not None:
+        if allowance is None:
+            self._remember(grant)
+        else:
             self.known[key] = Known(order.decided, hash(text), self.round)
 
 

@@ -17,6 +17,9 @@ from policyd.shared_calls import AwayError
 MAX_WAITING = 200_000
 """Decisions that wait at the most, beyond what is in force here; for one more the oldest is lost."""
 
+MAX_REMEMBERED = 10_000
+"""Accounts, and allowances, of which it is remembered when they were freed, or taken back."""
+
 AT_ONCE = 50
 """Decisions that are on their way at a time."""
 

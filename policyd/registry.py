@@ -17,15 +17,12 @@ from twisted.internet.defer import Deferred
 from policyd.accounts import Account, Lock
 from policyd.decisions import Decision, decision_of, lock_id, locked, stands, value_of
 from policyd.locks import DAEMON, utc
-from policyd.outbox import Outbox, all_of
+from policyd.outbox import MAX_REMEMBERED, Outbox, all_of
 from policyd.records import restore_lock
 from policyd.shared_node import Node
 
 MOMENT = 2.0
 """Seconds: a lock with less of its time left is not taken over, for two clocks may differ about its end."""
-
-MAX_FREED = 10_000
-"""Accounts of which it is remembered when they were freed."""
 
 Write = Callable[[], Deferred[object]]
 """Writes something to the store."""
@@ -223,7 +220,7 @@ class Registry:
         """Note that an account was freed, to know older news of it from newer ones."""
         self._freed.pop(freed.account, None)
         self._freed[freed.account] = freed
-        if len(self._freed) > MAX_FREED:
+        if len(self._freed) > MAX_REMEMBERED:
             del self._freed[next(iter(self._freed))]
 
     def _free(self, decision: Decision, now: float) -> None:

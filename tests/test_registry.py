@@ -489,6 +489,27 @@ def test_of_two_decisions_on_an_allowance_the_later_stands(first_back: int) -> N
     well(*nodes)
 
 
+@pytest.mark.parametrize("taken", [True, False])
+def test_of_two_allowances_at_the_same_moment_the_later_stands(*, taken: bool) -> None:
+    """Where two nodes write at once, and neither sees what the other writes, what was decided later is in force."""
+    shared, nodes = members(2, TEN)
+    one, other = nodes
+    allow(other, 15)
+    pass_time(nodes)
+    one.link.slow = 0.05
+    allow(one, 100)
+    shared.clock.advance(0.06)  # it has been read what the store has, and nothing is written yet
+    if taken:
+        disallow(other)
+    else:
+        allow(other, 20)
+    pass_time(nodes, 2)
+    assert (maximum(one), maximum(other)) == ((10, 10) if taken else (20, 20))
+    pass_time(nodes, resync.EVERY + 5)
+    assert (maximum(one), maximum(other)) == ((10, 10) if taken else (20, 20))
+    well(*nodes)
+
+
 def test_ten_thousand_locks_are_taken_over_in_small_pieces() -> None:
     """A node that comes to 10,000 locks does a bounded piece of work in each turn, and has all of them in the end."""
     shared, (one,) = members(1)
