@@ -221,7 +221,7 @@ class Cluster:
 
         An unlock makes it forget the account's counts: with those that came after it, if it were told of them before.
         """
-        sent = self._registry.orders.all_sent().addTimeout(ORDERS, self._reactor)
+        sent = self._registry.orders.sent().addTimeout(ORDERS, self._reactor)
         with suppress(LateError):
             await sent
 
@@ -260,6 +260,8 @@ class Cluster:
 
     def _restored(self, stored: Mapping[tuple[str, str], str]) -> None:
         """Go on from what the database had; where it could not be read at the start, the store may be here already."""
+        for orders in (self._registry, self._grants):
+            orders.restored()
         if self._generation is not None:
             self._compare(stored.get((GENERATION, "")), self._generation)
 

@@ -5,8 +5,9 @@ Each node has all of them in its own table, and in its own database. Of two deci
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from policyd.allowances import Allowance
@@ -15,6 +16,9 @@ from policyd.locks import utc
 from policyd.outbox import MAX_REMEMBERED, Outbox, all_of
 from policyd.records import restore_allowance
 from policyd.shared_node import Node
+
+WAITS = "allowance-order"
+"""The kind of fact that is an order which the store has still to be told of."""
 
 Key = tuple[str, str]
 """An account, and a limit."""
@@ -47,7 +51,7 @@ class Grants:
         self.malformed = 0
         self.round = 0
         self.known: dict[Key, Known] = {}
-        self.orders: Outbox[Key, _Order] = Outbox(self._send, lambda: node.store.here, node.bug)
+        self.orders: Outbox[Key, _Order] = Outbox(self._send, lambda: node.store.here, node.bug, self._keep)
         self._taken: dict[Key, Grant] = {}
         """Allowances that were taken back of late, on whichever node."""
         self._node = node
@@ -65,6 +69,20 @@ class Grants:
         elif event == "allowance-over":
             self.known.pop(key, None)
             self.orders.drop(key)
+
+    def restored(self) -> None:
+        """Go on with what was taken back, and waited to be told when this node ended."""
+        for text in self._node.facts.of(WAITS):
+            account, limit, *told = json.loads(text)
+            if (account, limit) not in self.orders:
+                self.orders.put((account, limit), _Order(*told))
+
+    def _keep(self, key: Key, order: _Order | None) -> bool:
+        """Keep over a restart that an allowance was taken back; one that is given is in the table of them."""
+        kept = order is not None and self._policy.accounts.allowances.get(*key) is None
+        text = json.dumps([*key, *astuple(order)]) if order is not None and kept else None
+        self._node.facts.put(WAITS, " ".join(key), text)
+        return kept
 
     def news(self, value: Mapping[str, Any]) -> None:
         """Take in what another node tells; raises ValueError."""

@@ -1,11 +1,12 @@
 """What this node has decided and the store does not know yet: it waits here, the latest decision on each thing alone.
 
-While the store is away nothing is sent; when it is back all is, some at a time.
+While the store is away nothing is sent; when it is back all is, some at a time. What cannot be found in the node's
+tables again, such as an unlock, is kept in the database as well: it waits on after a restart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
@@ -15,7 +16,7 @@ from twisted.python.failure import Failure
 from policyd.shared_calls import AwayError
 
 MAX_WAITING = 200_000
-"""Decisions that wait at the most, beyond what is in force here; for one more the oldest is lost."""
+"""Decisions that wait at the most; for one more the oldest is lost, of those that are in the tables first."""
 
 MAX_REMEMBERED = 10_000
 """Accounts, and allowances, of which it is remembered when they were freed, or taken back."""
@@ -30,19 +31,28 @@ Order = TypeVar("Order")
 class Outbox(Generic[Key, Order]):
     """Sends by `send`, which fails with AwayError, while `here` says that the store is there.
 
-    `bug` is called while an exception of ours is handled.
+    `bug` is called while an exception of ours is handled. `keep` has an order kept over a restart, or None in its
+    place, and tells whether that has to be; an order for which it does not is found in the node's tables again.
     """
 
     def __init__(
-        self, send: Callable[[Key, Order], Awaitable[None]], here: Callable[[], bool], bug: Callable[[], None]
+        self,
+        send: Callable[[Key, Order], Awaitable[None]],
+        here: Callable[[], bool],
+        bug: Callable[[], None],
+        keep: Callable[[Key, Order | None], bool],
     ) -> None:
         self.lost = 0
+        self._keep = keep
         self._send = send
         self._here = here
         self._bug = bug
         self._waiting: dict[Key, Order] = {}
+        self._found_again: dict[Key, None] = {}
+        """Of what waits that which is not kept."""
         self._running = False
-        self._listeners: list[Deferred[bool]] = []
+        self._listeners: dict[Deferred[bool], Collection[Key] | None] = {}
+        """Who waits until all of these are sent; None: until all is."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -56,15 +66,21 @@ class Outbox(Generic[Key, Order]):
 
     def put(self, key: Key, order: Order) -> None:
         """Have something sent, in place of what waits of the same."""
-        if key not in self._waiting and len(self._waiting) >= MAX_WAITING:
-            del self._waiting[next(iter(self._waiting))]
-            self.lost += 1
         self._waiting[key] = order
+        if self._keep(key, order):
+            self._found_again.pop(key, None)
+        else:
+            self._found_again[key] = None
+        if len(self._waiting) > MAX_WAITING:
+            self.drop(next(iter(self._found_again or self._waiting)))
+            self.lost += 1
         self.go()
 
     def drop(self, key: Key) -> None:
         """Have nothing sent of this any more."""
-        self._waiting.pop(key, None)
+        if self._waiting.pop(key, None) is not None:
+            self._found_again.pop(key, None)
+            self._keep(key, None)
 
     def go(self) -> None:
         """Send what waits, if the store is there."""
@@ -72,13 +88,15 @@ class Outbox(Generic[Key, Order]):
             self._running = True
             Deferred.fromCoroutine(self._work_off())
 
-    def all_sent(self) -> Deferred[bool]:
-        """Return what fires when nothing waits any more, with True, or when the store does not take it, with False."""
-        told: Deferred[bool] = Deferred(self._listeners.remove)
-        self._listeners.append(told)
+    def sent(self, keys: Collection[Key] | None = None) -> Deferred[bool]:
+        """Return what fires when none of these, or nothing at all, waits any more, with True.
+
+        It fires with False when the store does not take them.
+        """
+        told: Deferred[bool] = Deferred(self._listeners.__delitem__)
+        self._listeners[told] = keys
         self.go()
-        if not self._running:
-            self._tell()
+        self._tell()
         return told
 
     async def _work_off(self) -> None:
@@ -93,6 +111,7 @@ class Outbox(Generic[Key, Order]):
                     break
                 tried.update(some)
                 await DeferredList([Deferred.fromCoroutine(self._try(key, order)) for key, order in some])
+                self._tell()
         finally:
             self._running = False
             self._tell()
@@ -105,12 +124,15 @@ class Outbox(Generic[Key, Order]):
         except Exception:  # whatever it is, it must not come again each second
             self._bug()
         if self._waiting.get(key) is order:
-            del self._waiting[key]
+            self.drop(key)
 
     def _tell(self) -> None:
-        listeners, self._listeners = self._listeners, []
-        for told in listeners:
-            told.callback(not self._waiting)
+        """Tell those whose orders are all sent, and when the work is over the others as well."""
+        for told, keys in list(self._listeners.items()):
+            done = not self._waiting if keys is None else self._waiting.keys().isdisjoint(keys)
+            if told in self._listeners and (done or not self._running):
+                del self._listeners[told]
+                told.callback(done)
 
 
 async def all_of(calls: Iterable[Deferred[object]]) -> list[Any]:

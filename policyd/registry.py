@@ -6,8 +6,9 @@ rules one of two decisions stands, `decisions` tells.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from math import isinf
 from typing import Any
@@ -23,6 +24,9 @@ from policyd.shared_node import Node
 
 MOMENT = 2.0
 """Seconds: a lock with less of its time left is not taken over, for two clocks may differ about its end."""
+
+WAITS = "lock-order"
+"""The kind of fact that is an order which the store has still to be told of."""
 
 Write = Callable[[], Deferred[object]]
 """Writes something to the store."""
@@ -67,7 +71,7 @@ class Registry:
         """Looks at all locks in the store."""
         self.known: dict[str, Known] = {}
         """By account."""
-        self.orders: Outbox[str, Order] = Outbox(self._send, lambda: node.store.here, node.bug)
+        self.orders: Outbox[str, Order] = Outbox(self._send, lambda: node.store.here, node.bug, self._keep)
         self._freed: dict[str, Decision] = {}
         """Accounts that were freed of late, on whichever node."""
         self._node = node
@@ -102,6 +106,20 @@ class Registry:
         else:
             order = Order(decided, by, uid, what, reset=what == "reset" or (waiting is not None and waiting.reset))
         self.orders.put(name, order)
+
+    def restored(self) -> None:
+        """Go on with the orders that waited when this node ended."""
+        for text in self._node.facts.of(WAITS):
+            name, *told = json.loads(text)
+            if name not in self.orders:
+                self.orders.put(name, Order(*told))
+
+    def _keep(self, name: str, order: Order | None) -> bool:
+        """Keep an order over a restart, but for a lock, which is in the table of them."""
+        kept = order is not None and (order.what != "lock" or order.reset)
+        text = json.dumps([name, *astuple(order)]) if order is not None and kept else None
+        self._node.facts.put(WAITS, name, text)
+        return kept
 
     def mirror(self, account: Account, text: str | None, now: float) -> None:
         """Take in what the store says of an account's lock in the reply to a request; None: it has none.

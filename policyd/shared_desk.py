@@ -6,7 +6,7 @@ While the store is away each call answers from this node, and says so. Keys are 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from heapq import merge
 from itertools import chain, islice, starmap
 from typing import Any, NamedTuple
@@ -134,20 +134,25 @@ class SharedApi(Api):
         yield f', "more": {more}, "cluster": {json.dumps(self._answered(gathered.silent))}}}'
 
     def _lock(self, call: Call) -> Any:
-        return self._told(super()._lock(call), self._cluster.registry.orders)
+        value = super()._lock(call)
+        return self._told(value, self._cluster.registry.orders, [value["account"]])
 
     def _allow(self, call: Call) -> Any:
-        return self._told(super()._allow(call), self._cluster.grants.orders)
+        value = super()._allow(call)
+        return self._told(value, self._cluster.grants.orders, [(value["account"], value["limit"])])
 
     def _disallow(self, call: Call) -> Any:
-        return self._told(super()._disallow(call), self._cluster.grants.orders)
+        value = super()._disallow(call)
+        keys = [(value["account"], taken["limit"]) for taken in value["disallowed"]]
+        return self._told(value, self._cluster.grants.orders, keys)
 
     def _unlock(self, call: Call) -> Any:
         return self._unlocked(super()._unlock(call))
 
     async def _unlocked(self, unlocking: Iterator[str]) -> Iterator[str]:
         *texts, last = await self._turns.take(unlocking, order=True)
-        shared = json.dumps(await self._sent(self._cluster.registry.orders))
+        names = json.loads(b"".join([*texts, last]))["unlocked"]
+        shared = json.dumps(await self._sent(self._cluster.registry.orders, set(names)))
         return chain([text.decode() for text in texts], [f'{last.decode()[:-1]}, "shared": {shared}}}'])
 
     def _reset(self, call: Call) -> Any:
@@ -167,14 +172,14 @@ class SharedApi(Api):
         if known is None:  # then it is another node that has seen it
             registry.order("reset", name, call.caller.name, call.caller.uid)
             node.log("reset", {"account": name, "by": call.caller.name, "uid": call.caller.uid})
-        return {**value, "seen": value["seen"] or counted, "shared": await self._sent(registry.orders)}
+        return {**value, "seen": value["seen"] or counted, "shared": await self._sent(registry.orders, [name])}
 
-    async def _told(self, value: Json, orders: Outbox[Any, Any]) -> Json:
+    async def _told(self, value: Json, orders: Outbox[Any, Any], keys: Collection[Any]) -> Json:
         """Return an order's answer with whether the store knows of it."""
-        return {**value, "shared": await self._sent(orders)}
+        return {**value, "shared": await self._sent(orders, keys)}
 
-    async def _sent(self, orders: Outbox[Any, Any]) -> bool:
-        sent: Deferred[bool] = orders.all_sent().addTimeout(TOLD, self._node.reactor)
+    async def _sent(self, orders: Outbox[Any, Any], keys: Collection[Any]) -> bool:
+        sent: Deferred[bool] = orders.sent(keys).addTimeout(TOLD, self._node.reactor)
         try:
             return await sent
         except LateError:

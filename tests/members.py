@@ -168,18 +168,10 @@ class Link:
 class Sharer(Mail):
     """A node with all that it shares: `events` has what it tells people of, `logged` what came from other nodes."""
 
-    def __init__(
-        self,
-        clock: Any,
-        link: Any,
-        name: str,
-        *limits: Limit,
-        run: str = "",
-        wall_offset: float,
-        facts: Facts | None = None,
-    ) -> None:
+    def __init__(self, clock: Any, link: Any, name: str, *limits: Limit, run: str = "", wall_offset: float) -> None:
         self.clock = clock
         self.link = link
+        self.facts = Facts()
         self.logged: list[Event] = []
         self.bugs: list[str] = []
         self.forgotten: list[str] = []
@@ -199,7 +191,7 @@ class Sharer(Mail):
             clock,
             lambda word, fields: self.logged.append(Event(word, fields)),
             self._bug,
-            Facts() if facts is None else facts,
+            self.facts,
         )
         self.registry = Registry(self.node, self.forgotten.append)
         self.grants = Grants(self.node)
@@ -286,17 +278,9 @@ class Member(Sharer):
     clock: TurningClock
     link: Link
 
-    def __init__(
-        self,
-        shared: Shared,
-        name: str,
-        *limits: Limit,
-        run: str = "",
-        skew: float = 0.0,
-        facts: Facts | None = None,
-    ) -> None:
+    def __init__(self, shared: Shared, name: str, *limits: Limit, run: str = "", skew: float = 0.0) -> None:
         self.shared = shared
-        super().__init__(shared.clock, Link(shared), name, *limits, run=run, wall_offset=EPOCH + skew, facts=facts)
+        super().__init__(shared.clock, Link(shared), name, *limits, run=run, wall_offset=EPOCH + skew)
         shared.members.append(self)
         self.link.subscribe(self.channels, self.heard)
 

@@ -166,6 +166,26 @@ def test_a_lock_made_before_a_restart_is_told_after_it(store: Store, tmp_path: P
         within(6.0, lambda: other.ctl_json("locked"))
 
 
+def test_an_unlock_made_before_a_restart_is_told_after_it(store: Store, tmp_path: Path) -> None:
+    """A daemon on which a person frees an account while the store is away keeps it free, and tells of it later."""
+    store.forget()
+    with Policyd(config(store, tmp_path, "mail2")) as other, Policyd(config(store, tmp_path, "mail1")) as one:
+        until(lambda: len(cluster(one)["nodes"]) == 2)
+        other.ctl("lock", ANNA, "--reason", "phished")
+        until(lambda: one.ctl_json("locked"))
+        store.stop()
+        try:
+            one.ctl("unlock", ANNA)
+            one.kill()
+            one.start()
+            assert cluster(one)["orders"]["waiting"] == 1
+        finally:
+            store.cont()
+        within(6.0, lambda: not other.ctl_json("locked"))
+        assert not one.ctl_json("locked")
+        assert cluster(one)["orders"]["waiting"] == 0
+
+
 def test_people_are_told_of_a_lock_by_the_server_that_made_it(store: Store, tmp_path: Path) -> None:
     """A notice of a lock is sent once, though both servers have the lock, and both tell people."""
     store.forget()

@@ -6,10 +6,12 @@ import json
 from collections.abc import Callable
 
 import pytest
+from twisted.internet.defer import fail
 
-from policyd import outbox, resync
+from policyd import grants, outbox, registry, resync
 from policyd.accounts import Evidence
 from policyd.limits import UNTIL_UNLOCKED
+from policyd.shared_calls import AwayError
 from tests.allowing import allow, disallow, listed, maximum
 from tests.asking import ANNA, BERT, limit
 from tests.members import Member, Shared, members, pass_time
@@ -548,4 +550,67 @@ def test_orders_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(node.shared.locks) == 3
     pass_time([node], resync.EVERY + 5)
     assert len(node.shared.locks) == 5  # the look at all finds what is in force here
+    well(node)
+
+
+def test_an_order_that_is_found_nowhere_else_is_lost_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where too many wait, locks go first, which are in the table of them; an unlock stays."""
+    monkeypatch.setattr(outbox, "MAX_WAITING", 2)
+    shared, nodes = members(2)
+    nodes[0].lock()
+    pass_time(nodes)
+    nodes[0].away()
+    nodes[0].unlock()
+    for number in range(5):
+        nodes[0].lock(f"{number}@example.com", seconds=UNTIL_UNLOCKED)
+    assert ANNA in nodes[0].registry.orders
+    nodes[0].back()
+    pass_time(nodes)
+    assert (nodes[1].locked(), OWN in shared.locks) == (False, False)
+    well(*nodes)
+
+
+def test_an_order_waits_for_the_store_over_a_restart() -> None:
+    """An unlock, a reset and what was taken back while the store was away are told by the next run of the node."""
+    shared, nodes = members(2, TEN)
+    one, other = nodes
+    one.lock()
+    allow(one, 50, user=BERT)
+    other.send(3, user="carl@example.com")
+    pass_time(nodes)
+    one.away()
+    one.unlock()
+    disallow(one, user=BERT)
+    one.registry.order("reset", "carl@example.com", "desk", 0)
+    one.lock(user="dora@example.com")
+    stored = [(*key, text) for key, text in one.facts.take_changed().items() if text is not None]
+    assert len(stored) == 3
+    shared.members.remove(one)
+    again = Member(shared, "mail1", TEN, run="later")
+    again.away()
+    again.facts.restore(stored)
+    again.registry.restored()
+    again.grants.restored()
+    pass_time([again, other], 2)
+    again.back()
+    pass_time([again, other], 3)
+    assert [(node.locked(), maximum(node, user=BERT)) for node in (again, other)] == [(False, 10)] * 2
+    assert other.count("carl@example.com") == 0
+    assert not any(again.facts.of(registry.WAITS))
+    assert not any(again.facts.of(grants.WAITS))
+    well(one, other, again)
+
+
+def test_an_order_waits_for_itself_alone() -> None:
+    """Whoever gives one learns that the store has it, though another cannot be sent."""
+    _, (node,) = members(1)
+    told: list[list[bool]] = [[], []]
+    call = node.link.call
+    node.link.call = lambda command: fail(AwayError("wrong data")) if b"bert" in command else call(command)  # type: ignore[method-assign]
+    node.lock()
+    node.lock(user=BERT)
+    for found, keys in zip(told, ([ANNA], None), strict=True):
+        node.registry.orders.sent(keys).addCallback(found.append)
+    pass_time([node])
+    assert told == [[True], [False]]
     well(node)
