@@ -149,6 +149,7 @@ class Cluster:
 
     def stop(self) -> None:
         """End."""
+        self._nodes.leave()
         self._link.stop()
 
     def noted(self, event: str, fields: Mapping[str, object]) -> bool:
@@ -260,6 +261,8 @@ class Cluster:
 
     def _restored(self, stored: Mapping[tuple[str, str], str]) -> None:
         """Go on from what the database had; where it could not be read at the start, the store may be here already."""
+        if not self._known:
+            self._rules.away()  # by how many nodes there were
         for orders in (self._registry, self._grants):
             orders.restored()
         if self._generation is not None:

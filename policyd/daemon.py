@@ -357,6 +357,6 @@ class Daemon:
         self._notifying.stop()
         if self._cluster:
             self._cluster.stop()
+        await deferLater(self._reactor, 0)  # what connections that are gone give back is stored too, the store is told
         if self._storage is not None:
-            await deferLater(self._reactor, 0)  # what connections that are gone give back is stored too
             self._storage.close()

@@ -40,7 +40,10 @@ MAX_QUESTIONS = 100
 """Questions that wait to be answered here; for one more the asker has to do without this node."""
 
 MAX_ID = 100
-"""Characters of a question's name."""
+"""Characters of a question's name, of its kind, and of what names a run of a daemon."""
+
+MAX_NODE = 253
+"""Characters of a node's name."""
 
 Rows = list[Any]
 Answer = Callable[[Json], "Iterator[Rows] | Awaitable[Iterator[Rows]]"]
@@ -166,7 +169,8 @@ class Gathering:
         if value["run"] == self._node.run:
             return
         known = [value[name] for name in ("what", "id", "node", "run")]
-        if not all(isinstance(each, str) and len(each) <= MAX_PART for each in known) or len(value["id"]) > MAX_ID:
+        most = (MAX_ID, MAX_ID, MAX_NODE, MAX_ID)
+        if not all(isinstance(each, str) and len(each) <= length for each, length in zip(known, most, strict=True)):
             raise ValueError("no question")
         if value["what"] not in self._answers or self._answering >= MAX_QUESTIONS:
             self.malformed += value["what"] not in self._answers

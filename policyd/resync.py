@@ -14,7 +14,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.task import deferLater
 
-from policyd.decisions import value_of
+from policyd.decisions import MAX_TEXT, value_of
 from policyd.grants import Grants
 from policyd.outbox import all_of
 from policyd.registry import Registry
@@ -34,7 +34,9 @@ Fields = list[tuple[str, str]]
 """Fields of a hash, and what they hold."""
 
 MAX_NEWS = 10_000
-"""Messages that wait to be read; where more come they are dropped, and all is looked through instead."""
+MAX_LENGTH = 16 * 1024 * 1024
+"""Messages that wait to be read, and their bytes; where more come they are dropped, and all is looked through instead.
+"""
 
 LOCK_NEWS = ("lock", "unlock", "reset")
 ALLOWANCE_NEWS = ("allow", "disallow")
@@ -51,6 +53,8 @@ class Resync:
         self._node = node
         self._reactor = node.reactor
         self._news: deque[str | bytes] = deque()
+        self._length = 0
+        """Bytes of those that wait."""
         self._reading = False
         self._looking = False
         self._looked = node.reactor.seconds()
@@ -79,10 +83,15 @@ class Resync:
 
     def heard(self, message: str | bytes) -> None:
         """Take in a message of the channel of news."""
-        if len(self._news) >= MAX_NEWS:
+        if len(message) > MAX_TEXT:
+            self.malformed += 1
+            return
+        if len(self._news) >= MAX_NEWS or self._length + len(message) > MAX_LENGTH:
             self._news.clear()
+            self._length = 0
             self._wanted = True
         self._news.append(message)
+        self._length += len(message)
         if not self._reading:
             self._reading = True
             self._reactor.callLater(0, self._read)
@@ -91,7 +100,9 @@ class Resync:
         """Read some of the messages, and the others in the turns that follow."""
         for _ in range(min(PIECE, len(self._news))):
             try:
-                self._take_in(self._news.popleft())
+                message = self._news.popleft()
+                self._length -= len(message)
+                self._take_in(message)
             except (ValueError, KeyError):
                 self.malformed += 1
             except Exception:  # whatever it is, the other messages must be read

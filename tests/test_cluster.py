@@ -148,6 +148,13 @@ def test_nobody_is_asked_about_twice(store: Store) -> None:
         assert count(one) == 1
 
 
+def test_a_node_that_ends_is_gone_at_once(store: Store) -> None:
+    """It takes itself off the list: nobody waits for its answers, or takes it for one that is silent."""
+    with nodes(store) as (one, two):
+        two.stop()
+        until(lambda: [node["node"] for node in status(one)["nodes"]] == ["mail0"], 3.0)
+
+
 def test_a_lock_holds_on_all_nodes(store: Store) -> None:
     """An account that is locked by hand on one node is refused by another within a second, and so it is freed."""
     with nodes(store) as (one, two):

@@ -55,6 +55,40 @@ def test_while_the_store_is_away_the_number_of_nodes_is_the_last_known() -> None
     assert [node.nodes.now() for node in nodes] == [3, 3, 3]
 
 
+def test_the_number_of_nodes_is_known_again_after_a_restart() -> None:
+    """A node that starts while the store is away shares the maxima with as many as there were."""
+    shared, nodes = members(3)
+    again = Member(shared, "mail1", run="later")
+    assert again.nodes.now() == 1
+    again.facts.restore((*key, text) for key, text in nodes[0].facts.take_changed().items() if text is not None)
+    again.away()
+    pass_time([again], 2)
+    assert again.nodes.now() == 3
+
+
+def test_a_node_ahead_of_the_stores_clock_is_silent_all_the_same() -> None:
+    """What was written by another clock does not make a node that is gone one that is there."""
+    shared, nodes = members(2)
+    nodes[1].away()
+    shared.ahead -= 100.0
+    pass_time(nodes, 2)
+    assert seen(nodes[0]) == {"mail1": False, "mail2": True}
+    assert nodes[0].nodes.now() == 1
+    assert nodes[0].nodes.fresh() == ["mail1"]
+
+
+def test_a_node_that_ends_is_gone_at_once() -> None:
+    """Nobody waits for the answers of a node that has said that it ends; where it cannot say so, nothing breaks."""
+    shared, nodes = members(3)
+    nodes[2].away()
+    for node in nodes[1:]:
+        node.nodes.leave()
+    pass_time(nodes, 2)
+    assert sorted(shared.hashes["policyd:nodes"]) == ["mail1", "mail3"]
+    assert nodes[0].nodes.fresh() == ["mail1", "mail3"]
+    assert [node.bugs for node in nodes] == [[], [], []]
+
+
 def test_two_daemons_of_one_name_are_a_problem() -> None:
     """Both say so, and what to do, until one of them is gone for a while."""
     shared, (one,) = members(1)

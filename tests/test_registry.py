@@ -447,6 +447,24 @@ def test_news_that_make_no_sense_are_counted() -> None:
     well(node)
 
 
+def test_news_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where more comes than can wait, in number or in bytes, it is dropped, and all is looked through instead."""
+    _, (one, other) = members(2)
+    other.link.listens = False
+    one.lock()
+    pass_time([one, other], 0.5)
+    assert not other.locked()
+    monkeypatch.setattr(resync, "MAX_LENGTH", 1000)
+    for _ in range(6):
+        other.resync.heard("[" + " " * 300)
+    pass_time([one, other], 2)
+    assert other.locked()
+    assert other.resync.malformed == 3
+    other.resync.heard(" " * 300_000)
+    assert other.resync.malformed == 4
+    well(one, other)
+
+
 def test_allowances_are_in_force_on_all_nodes() -> None:
     """What is allowed, and what is taken back, on one node is so on all, and ends on all."""
     shared, nodes = members(2, TEN)
@@ -584,7 +602,7 @@ def test_an_order_waits_for_the_store_over_a_restart() -> None:
     one.registry.order("reset", "carl@example.com", "desk", 0)
     one.lock(user="dora@example.com")
     stored = [(*key, text) for key, text in one.facts.take_changed().items() if text is not None]
-    assert len(stored) == 3
+    assert len(stored) == 4  # how many nodes there are is kept, too
     shared.members.remove(one)
     again = Member(shared, "mail1", TEN, run="later")
     again.away()

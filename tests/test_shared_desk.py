@@ -230,6 +230,7 @@ def test_questions_and_answers_that_make_no_sense_are_counted() -> None:
     wrong: list[dict[str, Any]] = [{"sort": "colour"}, {"most": -1}, {"most": True}, {"most": 10**9}, {"over": "x"}]
     wrong += [{"what": "dance"}, {"what": "tallies"}, {"what": "tallies", "names": [1]}, {"what": "account"}]
     wrong += [{"what": "history"}, {"run": 3}, {"id": "x" * 1000}, {"what": 5}]
+    wrong += [{"node": "x" * 1000}, {"run": "x" * 1000}]
     for change in wrong:
         nodes[0].api.gathering.heard(ask, json.dumps({**good, **change}).encode())
     for text in (b"", b"{", b"[]", b"\xff", b'{"id": "x"}', b"1" * (gathering.MAX_PART + 1)):
