@@ -107,9 +107,9 @@ class Link:
     def problem(self) -> str:
         """What is wrong, as a sentence; empty where nothing is."""
         if not self.here:
-            return "The store is away: " + self._why.rstrip(".") + "."
+            return "the store is away: " + self._why.rstrip(".")
         if self._wrong is not None and self._reactor.seconds() - self._wrong[1] < RECENT:
-            return f"The store has wrong data: {self._wrong[0]}."
+            return f"the store has wrong data: {self._wrong[0]}"
         return ""
 
     def start(self) -> None:

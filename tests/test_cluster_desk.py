@@ -144,7 +144,7 @@ def test_each_command_answers_while_the_store_is_away(store: Store, two: tuple[P
         shown = cluster(one)
         assert (shown["here"], shown["orders"]["waiting"]) == (False, 1)
         nagios = one.ctl("status", "--nagios")
-        assert (nagios.returncode, nagios.stdout[:30]) == (1, "POLICYD WARNING - The store is")
+        assert (nagios.returncode, nagios.stdout[:30]) == (1, "POLICYD WARNING - the store is")
     finally:
         store.cont()
     within(5.0, lambda: other.ctl_json("locked"))

@@ -137,7 +137,7 @@ def test_a_call_is_given_up_in_time() -> None:
     far.clock.advance(0.001)
     assert seen == ["no answer within 100 ms"]
     assert far.told == ["away: no answer within 100 ms"]
-    assert far.link.problem == "The store is away: no answer within 100 ms."
+    assert far.link.problem == "the store is away: no answer within 100 ms"
     transport.protocol.dataReceived(b":1\r\n:2\r\n")
     assert answers(second) == [2]
 
@@ -228,7 +228,7 @@ def test_a_store_that_is_not_able_is_away(code: str) -> None:
     if code in ELSEWHERE:
         transport = far.accept()
     transport.protocol.dataReceived(f"-{code} still\r\n".encode())
-    assert far.link.problem == f"The store is away: it says {code} still."
+    assert far.link.problem == f"the store is away: it says {code} still"
     assert len(far.told) == 1
 
 
@@ -260,7 +260,7 @@ def test_wrong_data_is_one_calls_trouble() -> None:
     transport.protocol.dataReceived(b"-WRONGTYPE not that\r\n" * 2 + b":0\r\n")
     assert answers(*calls) == ["it says WRONGTYPE not that"] * 2 + [0]
     assert (far.link.here, far.told) == (True, ["wrong: it says WRONGTYPE not that"])
-    assert far.link.problem == "The store has wrong data: it says WRONGTYPE not that."
+    assert far.link.problem == "the store has wrong data: it says WRONGTYPE not that"
     far.clock.advance(RECENT)
     assert far.link.problem == ""
 
@@ -302,7 +302,7 @@ def test_a_lost_connection_fails_what_waits_for_it() -> None:
     assert far.told == ["away: the connection was lost"]
     far.clock.advance(0.2)
     far.refuse()
-    assert far.link.problem == "The store is away: it refuses the connection."
+    assert far.link.problem == "the store is away: it refuses the connection"
     far.clock.advance(0.4)
     far.accept().protocol.dataReceived(OK)
     assert far.told == ["away: the connection was lost", "here"]
