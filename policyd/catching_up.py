@@ -7,6 +7,7 @@ store is asked about an account, what waits of that account is told first, so th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 from policyd.accounts import Account, Accounts
@@ -20,11 +21,17 @@ from policyd.transactions import Connection
 AT_ONCE = 500
 """Shares that are on their way to the store at a time when it is back."""
 
+AGAIN = 10.0
+"""Seconds until an account is tried again that has failed though the store is here: its data there may be wrong."""
+
 FIRST = 100
 """Shares of one account that are told before the store is asked about it."""
 
 PIECE = 200
-"""Accounts whose windows are sent in one turn when the store has lost its data."""
+"""Accounts that are looked at in one turn when the store has lost its data."""
+
+PIECE_RUNS = 5000
+"""Runs of events after which a piece ends, however few accounts they are of."""
 
 KEEP = 60.0
 """Seconds between two looks at transactions that the store must not forget, and the age at which one is told again."""
@@ -61,28 +68,37 @@ class Store:
 class CatchingUp:
     """Tells the store what it missed.
 
-    `bug` is told of an exception that should not have been; `told` of a share whose call has come to its end.
+    `bug` is told of an exception that should not have been; `call_ended` of a share whose call has come to its end.
     """
 
     def __init__(self, accounts: Accounts, store: Store, report: Report, bug: Callable[[], object]) -> None:
         self.waiting = Waiting()
         self.generation = 0
         """How often the store has lost its data."""
-        self.told: Callable[[Share], None] = lambda _share: None
+        self.call_ended: Callable[[Share], None] = lambda _share: None
         self._accounts = accounts
         self._store = store
         self._report = report
         self._bug = bug
         self._out = 0
-        """Calls of those that waited that are on their way."""
-        self._failed = False
+        """Calls of a round that are on their way: the next one begins when all are answered."""
+        self._put_off = False
+        """Whether the next round is due in one of the next turns."""
         self._lost_told = 0
         self._odd = False
         self._refilled: set[str] | None = None
         """The accounts whose windows were sent since the store has lost its data; None: all were."""
-        self._to_refill: Iterator[str] = iter(())
-        self._again: list[str] = []
+        self._to_refill: Iterator[str] | None = None
+        """The accounts that come next; None: all had their turn."""
+        self._refilling = 0
+        """Windows that are on their way."""
+        self._again: dict[str, None] = {}
+        """The accounts whose windows did not arrive."""
+        self._again_at = 0.0
+        """When they are sent again."""
         self._kept_at = 0.0
+        self._to_keep: Iterator[Connection] | None = None
+        """The connections that this look at transactions has still to come to; None: it is over."""
 
     def tell(self, share: Share, now: float, end: Callable[[], None] | None = None) -> None:
         """Tell the store where a transaction stands now, whatever it exceeds; `end` is called whatever comes of it."""
@@ -93,8 +109,6 @@ class CatchingUp:
             self._ended(share, end)
             return
         share.busy = True
-        calls, limits = self._store.calls, self._limits(share.account, now)
-        command = calls.settle(share.account, limits, share.name, target, force=True, ago=ago)
 
         def told(reply: object) -> None:
             try:
@@ -105,16 +119,26 @@ class CatchingUp:
                 return
             share.told, share.sure, share.called = target, True, now
             share.busy = False
+            self.waiting.take_back(share.account)
             self._ended(share, end)
 
         def failed(failure: Any) -> None:
             self.look_at(failure)
             share.busy = share.sure = False
-            self._failed = True
-            self.note(share)
+            self.waiting.add(share)
+            if self._store.here():  # it is not the store that failed
+                self.waiting.put_aside(share.account, self._store.clock() + AGAIN)
             self._ended(share, end)
 
-        self._store.call(command).addCallbacks(told, failed)
+        try:
+            limits = self._limits(share.account, now)
+            command = self._store.calls.settle(share.account, limits, share.name, target, force=True, ago=ago)
+            call = self._store.call(command)
+        except Exception:
+            self._bug()
+            failed(None)
+            return
+        call.addCallbacks(told, failed)
 
     def look_at(self, failure: Any) -> None:
         """Tell of a failure that is none of the store's."""
@@ -133,22 +157,19 @@ class CatchingUp:
             self._odd = True
             self._report("cluster-problem", {"reason": f"the store has answered what makes no sense: {error}"})
 
-    def note(self, share: Share) -> None:
-        """Have a share wait until the store takes it."""
-        self.waiting.add(share)
-
     def before(self, account: Account, now: float) -> None:
         """Tell what waits of an account that the store is about to be asked about."""
         if self._refilled is not None and account.name not in self._refilled:
-            self._refill(account, now)
+            self._refill(account, now, _nobody)
         if account.name in self.waiting:
-            for share in self.waiting.of(account.name, FIRST):
+            for share in self.waiting.of(account.name, 1 if self.waiting.is_aside(account.name) else FIRST):
                 if not share.busy:
                     self.tell(share, now)
 
     def came_back(self) -> None:
         """Begin to tell what waits."""
         self._odd = False
+        self._again_at = 0.0
         self._go_on()
 
     def store_lost_data(self) -> None:
@@ -158,7 +179,7 @@ class CatchingUp:
         """
         self.generation += 1
         self.waiting.clear()
-        self._refilled, self._again = set(), []
+        self._refilled, self._refilling, self._again = set(), 0, {}
         self._to_refill = self._names()
         self._go_on()
 
@@ -174,14 +195,9 @@ class CatchingUp:
             self._report("cluster-problem", {"reason": self._loss()})
         if not self._store.here():
             return
+        self.waiting.take_back_all(now)
         self._go_on()
-        if now >= self._kept_at + KEEP:
-            self._kept_at = now
-            for connection in connections():
-                share = connection.transaction.share if connection.transaction else None
-                if share and not share.busy and share.told != NOTHING and share.called + KEEP <= now:
-                    share.sure = False
-                    self.tell(share, now)
+        self._keep_some(connections, now)
 
     @property
     def refilling(self) -> bool:
@@ -206,7 +222,10 @@ class CatchingUp:
         return account.limits
 
     def _ended(self, share: Share, end: Callable[[], None] | None) -> None:
-        self.told(share)
+        try:
+            self.call_ended(share)
+        except Exception:  # the others are told all the same
+            self._bug()
         if end is not None:
             end()
 
@@ -214,26 +233,57 @@ class CatchingUp:
         """Tell some of what waits, unless some is on its way."""
         if self._out or not self._store.here():
             return
-        now, self._failed = self._store.clock(), False
-        if self._refilled is not None:
-            self._refill_some(now)
-        if not self.waiting:
-            return
+        now = self._store.clock()
         self._out = 1
-        for share in self.waiting.some(AT_ONCE):
-            if share.busy:
-                self.waiting.remove(share)  # it is told when its call has come to its end
-            elif self._is_over(share, now):
-                self.waiting.remove(share)
-            elif share.noted:
-                self._out += 1
-                self.tell(share, now, self._one_less)
-        self._one_less()
+        try:
+            if self._refilled is not None:
+                self._refill_some(now)
+            for share in self.waiting.some(AT_ONCE):
+                self._tell_waiting(share, now)
+        except Exception:  # the next second tries again
+            self._bug()
+        finally:
+            self._one_less()
+
+    def _tell_waiting(self, share: Share, now: float) -> None:
+        try:
+            over = self._is_over(share, now)
+        except Exception:
+            self._bug()
+            self.waiting.put_aside(share.account, now + AGAIN)
+            return
+        if over or share.busy:
+            self.waiting.remove(share)  # a busy one is told when its call has come to its end
+        elif share.noted:
+            self._out += 1
+            self.tell(share, now, self._one_less)
 
     def _one_less(self) -> None:
         self._out -= 1
-        if not self._out and (self.waiting or self._refilled is not None) and not self._failed:
-            self._store.soon(self._go_on)
+        if not self._out and not self._put_off and (self.waiting.ready or self._to_refill is not None):
+            self._put_off = True
+            self._store.soon(self._go_on_now)
+
+    def _go_on_now(self) -> None:
+        self._put_off = False
+        self._go_on()
+
+    def _keep_some(self, connections: Callable[[], Iterable[Connection]], now: float) -> None:
+        """Have the store remember transactions that are still going on: some at a time."""
+        if self._to_keep is None:
+            if now < self._kept_at + KEEP:
+                return
+            self._kept_at, self._to_keep = now, iter(connections())
+        told = 0
+        for connection in self._to_keep:
+            share = connection.transaction.share if connection.transaction else None
+            if share and not share.busy and share.told != NOTHING and share.called + KEEP <= now:
+                share.sure = False
+                self.tell(share, now)
+                told += 1
+                if told == AT_ONCE:
+                    return
+        self._to_keep = None
 
     def _is_over(self, share: Share, now: float) -> bool:
         """Tell whether all that a share has to tell has left its windows."""
@@ -249,37 +299,77 @@ class CatchingUp:
         yield from stored
 
     def _refill_some(self, now: float) -> None:
-        """Send the windows of some accounts."""
-        for done, name in enumerate(self._to_refill, 1):
-            account = self._accounts.peek(name, now)
-            if account is not None and self._refilled is not None and name not in self._refilled:
-                self._refill(account, now)
-            if done == PIECE:
-                self._store.soon(self._go_on)
+        """Send the windows of some accounts: the next ones go when these have arrived."""
+        if self._to_refill is None and self._again and now >= self._again_at:
+            self._to_refill, self._again = iter(self._again), {}
+        if self._to_refill is not None:
+            looked, sent = 0, 0
+            for name in islice(self._to_refill, PIECE):
+                looked += 1
+                account = self._accounts.peek(name, now)
+                if account is not None and self._refilled is not None and name not in self._refilled:
+                    self._out += 1
+                    sent += self._refill(account, now, self._one_less)
+                    if sent >= PIECE_RUNS:
+                        return
+            if looked == PIECE:
                 return
-        if self._again:
-            self._to_refill, self._again = iter(self._again), []
-        else:
+            self._to_refill = None
+        self._look_whether_all_refilled()
+
+    def _look_whether_all_refilled(self) -> None:
+        if self._to_refill is None and not self._refilling and not self._again:
             self._refilled = None
 
-    def _refill(self, account: Account, now: float) -> None:
-        """Send an account's own windows."""
-        if self._refilled is None:
-            return
+    def _refill(self, account: Account, now: float, end: Callable[[], None]) -> int:
+        """Send an account's own windows, and return how many runs they have; `end` is called whatever comes of it."""
         name, refilled = account.name, self._refilled
+        if refilled is None:
+            end()
+            return 0
         refilled.add(name)
-        runs: list[tuple[int, list[float], Sequence[int | bytes]]] = []
-        for place, (limit, window) in enumerate(zip(account.limits, account.windows, strict=True)):
-            if window is not None and limit.period is not None and window.count(now, limit.period):
-                stamps, events = window.sightings() if isinstance(window, Distinct) else window.runs()
-                runs.append((place, [max(0.0, now - stamp) for stamp in stamps], events))
-        if not runs:
-            return
+        self._again.pop(name, None)
+
+        def ended(_reply: object) -> None:
+            if refilled is self._refilled:  # else the store has lost its data once more
+                self._refilling -= 1
+                self._look_whether_all_refilled()
+            end()
 
         def failed(failure: Any) -> None:
             self.look_at(failure)
             refilled.discard(name)
-            self._again.append(name)
+            if refilled is self._refilled:
+                self._again[name] = None
+                now = self._store.clock()
+                if self._again_at <= now and self._store.here():  # it is not the store that failed
+                    self._again_at = now + AGAIN
+            ended(None)
 
-        command = self._store.calls.refill(name, account.limits, runs)
-        self._store.call(command).addCallbacks(lambda _reply: None, failed)
+        self._refilling += 1
+        try:
+            runs = _runs(account, now)
+            call = self._store.call(self._store.calls.refill(name, account.limits, runs)) if runs else None
+        except Exception:
+            self._bug()
+            failed(None)
+            return 0
+        if call is None:
+            ended(None)
+        else:
+            call.addCallbacks(ended, failed)
+        return sum(len(stamps) for _, stamps, _ in runs)
+
+
+def _runs(account: Account, now: float) -> list[tuple[int, list[float], Sequence[int | bytes]]]:
+    """Return what is in an account's own windows: their places, for how long each event has been there, the events."""
+    found: list[tuple[int, list[float], Sequence[int | bytes]]] = []
+    for place, (limit, window) in enumerate(zip(account.limits, account.windows, strict=True)):
+        if window is not None and limit.period is not None and window.count(now, limit.period):
+            stamps, events = window.sightings() if isinstance(window, Distinct) else window.runs()
+            found.append((place, [max(0.0, now - stamp) for stamp in stamps], events))
+    return found
+
+
+def _nobody() -> None:
+    """Tell nobody."""

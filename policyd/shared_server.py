@@ -84,6 +84,7 @@ class SharedProtocol(PolicyProtocol):
 
     def _decided(self, request: Request) -> bool:
         """Answer a request; tell whether the next one can be looked at."""
+        self._end_deadline()  # it is whole
         try:
             verdict = self._sharing.decide(request, self._connection, self._seconds(), self._later)
         except Exception:
@@ -108,7 +109,6 @@ class SharedProtocol(PolicyProtocol):
         durable = None if verdict.effect is Effect.PASSED else self._durable()
         if durable is None:
             self._send(verdict.reply)
-            self._end_deadline()
         else:
             self._waits = True
             durable.addCallback(lambda _: self._stored(verdict))
@@ -118,7 +118,6 @@ class SharedProtocol(PolicyProtocol):
         if self._hung_up or self not in self._connections:
             return
         self._send(verdict.reply)
-        self._end_deadline()
         self._next()
 
     def _pause(self) -> None:

@@ -8,7 +8,7 @@ a share goes on under another name, and tells only what has come since.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from policyd.shared_calls import Target
@@ -115,11 +115,17 @@ class Share:
 
 
 class Waiting:
-    """The shares that wait to be told, by account: the one that has waited longest first."""
+    """The shares that wait to be told, by account: the one that has waited longest first.
+
+    An account can be put aside for a while, with all that waits of it.
+    """
 
     def __init__(self, size: int = MAX_WAITING) -> None:
         self._size = size
         self._accounts: dict[str, dict[Share, None]] = {}
+        self._aside: dict[str, dict[Share, None]] = {}
+        self._until: dict[str, float] = {}
+        """Until when accounts are aside: those that come back first come first."""
         self._number = 0
         self.lost = 0
 
@@ -127,7 +133,12 @@ class Waiting:
         return self._number
 
     def __contains__(self, account: str) -> bool:
-        return account in self._accounts
+        return account in self._accounts or account in self._aside
+
+    @property
+    def ready(self) -> bool:
+        """Whether one waits that is not aside."""
+        return bool(self._accounts)
 
     def add(self, share: Share) -> None:
         """Have a share wait."""
@@ -137,7 +148,8 @@ class Waiting:
             self.remove(next(self._all()))
             self.lost += 1
         share.noted = True
-        self._accounts.setdefault(share.account, {})[share] = None
+        place = self._aside if share.account in self._aside else self._accounts
+        place.setdefault(share.account, {})[share] = None
         self._number += 1
 
     def remove(self, share: Share) -> None:
@@ -145,19 +157,42 @@ class Waiting:
         if not share.noted:
             return
         share.noted = False
-        shares = self._accounts[share.account]
+        self._number -= 1
+        place = self._aside if share.account in self._aside else self._accounts
+        shares = place[share.account]
         del shares[share]
         if not shares:
-            del self._accounts[share.account]
-        self._number -= 1
+            del place[share.account]
+            self._until.pop(share.account, None)
+
+    def put_aside(self, account: str, until: float) -> None:
+        """Have what waits of an account wait until then; `until` is never before that of the last one."""
+        shares = self._accounts.pop(account, None)
+        if shares is not None:
+            self._aside[account], self._until[account] = shares, until
+
+    def is_aside(self, account: str) -> bool:
+        """Tell whether an account is aside."""
+        return account in self._aside
+
+    def take_back(self, account: str) -> None:
+        """Have an account be aside no more."""
+        if account in self._aside:
+            self._accounts[account] = self._aside.pop(account)
+            del self._until[account]
+
+    def take_back_all(self, now: float) -> None:
+        """Have the accounts be aside no more whose time has come."""
+        while (first := next(iter(self._until), None)) is not None and self._until[first] <= now:
+            self.take_back(first)
 
     def some(self, most: int) -> list[Share]:
-        """Return some of those that wait."""
-        return list(islice(self._all(), most))
+        """Return some of those that wait and are not aside."""
+        return list(islice(chain.from_iterable(self._accounts.values()), most))
 
     def of(self, account: str, most: int) -> list[Share]:
         """Return some of an account's."""
-        return list(islice(self._accounts.get(account, ()), most))
+        return list(islice(self._accounts.get(account) or self._aside.get(account) or (), most))
 
     def forget(self, account: str) -> None:
         """Have none of an account's wait any more."""
@@ -168,9 +203,9 @@ class Waiting:
         """Have none wait any more."""
         for share in self._all():
             share.noted = False
-        self._accounts.clear()
+        for place in (self._accounts, self._aside, self._until):
+            place.clear()
         self._number = 0
 
     def _all(self) -> Iterator[Share]:
-        for shares in self._accounts.values():
-            yield from shares
+        return chain.from_iterable(chain(self._accounts.values(), self._aside.values()))

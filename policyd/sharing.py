@@ -81,7 +81,7 @@ class Sharing:
         self, policy: Policy, store: Store, mirror: Mirror, report: Report, run: bytes, bug: Callable[[], Verdict]
     ) -> None:
         self.catching_up = CatchingUp(policy.accounts, store, report, bug)
-        self.catching_up.told = self._told
+        self.catching_up.call_ended = self._call_ended
         self._policy = policy
         self._store = store
         self._mirror = mirror
@@ -139,13 +139,21 @@ class Sharing:
 
     def _ask(self, question: _Question, asked: _Ask, now: float) -> None:
         """Ask the store whether a transaction may stand where the judge wants it."""
-        transaction, store = asked.transaction, self._store
-        account, share = transaction.account, self._share(transaction)
         question.tries += 1
-        if not store.here() or question.tries > TRIES:
+        if not self._store.here() or question.tries > TRIES:
             self._by_own_windows(question, now)
             return
+        share = self._share(asked.transaction)
         share.busy = True
+        try:
+            self._call(question, asked, share, now)
+        except Exception:  # the request has to be answered all the same
+            self._bug()
+            share.busy = share.sure = False
+            self._by_own_windows(question, now)
+
+    def _call(self, question: _Question, asked: _Ask, share: Share, now: float) -> None:
+        transaction, store, account = asked.transaction, self._store, asked.transaction.account
         self.catching_up.before(account, now)
         share.refresh(now, self.catching_up.generation, stand(transaction))
         self.catching_up.waiting.remove(share)
@@ -159,6 +167,10 @@ class Sharing:
                 outcome = store.read(reply)
             except ValueError as error:
                 self.catching_up.misunderstood(error)
+                failed(None)
+                return
+            except Exception:
+                self._bug()
                 failed(None)
                 return
             if outcome.lock is None and outcome.stop is None:
@@ -221,10 +233,13 @@ class Sharing:
 
     def _end(self, transaction: Transaction, now: float, *, wait: bool = False) -> None:
         """Go on with a transaction whose call has come to its end."""
-        self._sync(transaction, now, wait=wait)
-        self._told(self._share(transaction))
+        try:
+            self._sync(transaction, now, wait=wait)
+            self._call_ended(self._share(transaction))
+        except Exception:  # the request has to be answered all the same
+            self._bug()
 
-    def _told(self, share: Share) -> None:
+    def _call_ended(self, share: Share) -> None:
         """Go on with what has waited for a call that has come to its end."""
         now = self._store.clock()
         while share.waiting and not share.busy:
@@ -254,7 +269,7 @@ class Sharing:
         if share.busy or share.settled:
             return
         if wait or not self._store.here():
-            self.catching_up.note(share)
+            self.catching_up.waiting.add(share)
         else:
             self.catching_up.tell(share, now)
 

@@ -123,7 +123,10 @@ class Net:
         self.late = False
         """Whether calls wait until `deliver`."""
         self.fate: deque[str] = deque()
-        """What becomes of the next calls: "" carried out; "unheard" carried out, and the reply is lost; "lost"."""
+        """What becomes of the next calls: "" carried out; "unheard" carried out, and the reply is lost; "lost";
+        "bug" an exception."""
+        self.wrong: Callable[[bytes], bool] = lambda _command: False
+        """Tells which calls fail though the store is here, as those do that find wrong data under their keys."""
         self.waiting: deque[tuple[bytes, Deferred[object]]] = deque()
         self.made = 0
         self.on_away: Callable[[], None] = lambda: None
@@ -133,6 +136,10 @@ class Net:
         """Send a call."""
         self.made += 1
         fate = self.fate.popleft() if self.fate else ""
+        if fate == "bug":
+            raise RuntimeError("oops")
+        if self.here and self.wrong(command):
+            return fail(AwayError("it says WRONGTYPE"))
         if self.here and fate == "unheard":
             self.server.say(command)
         if not self.here or fate:

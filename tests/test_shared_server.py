@@ -156,6 +156,19 @@ def test_an_unfinished_request_is_hung_up_on_in_time(service: Service) -> None:
     assert transport.disconnecting
 
 
+def test_a_whole_request_is_not_hung_up_on(service: Service) -> None:
+    """The time for a request that comes in pieces is over when the last one is there, not when it is answered."""
+    protocol, transport = service.connect()
+    protocol.dataReceived(data("a")[:50])
+    service.clock.advance(29)
+    protocol.dataReceived(data("a")[50:])
+    service.clock.advance(29)
+    service.node.net.deliver()
+    assert transport.value() == DUNNO
+    assert not transport.disconnecting
+    assert not service.clock.getDelayedCalls()
+
+
 def test_a_store_that_goes_leaves_nobody_unanswered(service: Service) -> None:
     """All that wait are answered at once, by the node's own counts."""
     opened = [service.connect() for _ in range(4)]

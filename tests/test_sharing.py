@@ -344,6 +344,34 @@ def test_a_bug_is_told_and_the_mail_goes_on() -> None:
     assert len(node.bugs) == 1
 
 
+def test_a_bug_before_the_call_is_told_and_the_mail_goes_on() -> None:
+    """The transaction is not stuck: its next request is asked about, and the store is told what it did not hear."""
+    node = Node(limit("recipients", 3))
+    asked = Asked(node, "x")
+    node.net.fate.append("bug")
+    for name in "abcd":
+        asked.ask("RCPT", recipient=name)
+    assert asked.answers == ["DUNNO", "DUNNO", "DUNNO", "REJECT recipients 4"]
+    assert len(node.bugs) == 1
+    assert node.sharing.asking == 0
+    node.sharing.catching_up.tick(list)
+    assert stored(node) == [3]
+
+
+def test_a_bug_leaves_nobody_waiting_who_waits_for_the_same_message() -> None:
+    """Postfix sends the request again while the store is asked; then reading the reply, or judging anew, fails."""
+    node = late(limit("messages", 5))
+    first, second = Asked(node, "x"), Asked(node, "x")
+    first.ask()
+    second.ask()
+    node.net.fate.append("bug")
+    _, reply = node.net.waiting.popleft()
+    reply.callback("nonsense")
+    deliver_all(node)
+    assert (first.answers, second.answers) == (["DUNNO"], ["DUNNO"])
+    assert node.sharing.asking == 0
+
+
 def test_the_oldest_of_too_many_is_lost_and_told() -> None:
     """What waits for the store is bounded; how many messages it will never know of stands in the status."""
     node = Node(limit("messages", 1000))
