@@ -127,13 +127,15 @@ class Calls:
         key, packed = self.key(account), self._packed.get(id(limits)) or self._pack(limits)
         messages, recipients, size, client, sender = target
         counted, length = b"%d" % recipients, b"%d" % min(size, MOST)
-        if instance and not force and not ago and now is None:
-            return packed.usual(len(key)) % (
+        if instance and now is None and (force or not ago):
+            when = _micros(ago) if force else b""
+            return packed.usual(len(key), force=force) % (
                 *packed.repeated * (key,),
                 len(key) + len(self._node) + len(instance) + 4,
                 key,
                 self._node,
                 instance,
+                *((len(when), when) if force else ()),
                 messages,
                 len(counted),
                 counted,
@@ -208,26 +210,26 @@ class _Packed:
         """What the keys that all calls have end with."""
         self.repeated = len(self.ends)
         self.limits_told = tuple(_told(limit, limits.warn_at) for limit in limits)
-        self._usual: dict[int, bytes] = {}
+        self._usual: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
 
     def keys(self, key: bytes) -> list[bytes]:
         """Return the keys that all calls have."""
         return [key + end for end in self.ends]
 
-    def usual(self, length: int) -> bytes:
+    def usual(self, length: int, *, force: bool) -> bytes:
         """Return the usual `settle` of an account whose keys begin with so many bytes, with places for the rest."""
-        known = self._usual.get(length)
+        known = self._usual[force].get(length)
         if known is None:
-            if len(self._usual) >= MAX_LENGTHS:
-                self._usual.clear()
-            known = self._usual[length] = self._settle(length)
+            if len(self._usual[force]) >= MAX_LENGTHS:
+                self._usual[force].clear()
+            known = self._usual[force][length] = self._settle(length, force=force)
         return known
 
-    def _settle(self, length: int) -> bytes:
+    def _settle(self, length: int, *, force: bool) -> bytes:
         keys = [b"$%d\r\n%%b%b\r\n" % (length + len(end), end) for end in self.ends]
         record = b"$%d\r\n%b:t:%b:%b\r\n"
         target = b"$1\r\n%d\r\n" + 4 * b"$%d\r\n%b\r\n"
-        fixed = [_bulk(text) for text in (b"settle", b"", b"0", b"0")]
+        fixed = [_bulk(b"settle"), _bulk(b""), b"$%d\r\n%b\r\n" if force else _bulk(b"0"), _bulk(b"%d" % force)]
         last = [_bulk(text) for text in self.limits_told]
         number = 3 + len(keys) + 1 + len(fixed) + 5 + len(last)
         head = b"*%d\r\n%b%b" % (number, _BY_DIGEST, _bulk(b"%d" % (len(keys) + 1)))

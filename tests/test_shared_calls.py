@@ -92,14 +92,17 @@ def test_a_limit_is_told_with_all_that_the_script_has_to_know() -> None:
         st.binary(max_size=16),
     ),
     st.text(max_size=20),
+    st.booleans(),
+    st.floats(0, 10**6),
 )
-def test_the_usual_call_and_any_other_are_packed_alike(
-    account: str, instance: bytes, target: Target, node: str
+def test_the_usual_calls_and_any_other_are_packed_alike(
+    account: str, instance: bytes, target: Target, node: str, force: bool, ago: float
 ) -> None:
-    """The usual call, which has to be packed quickly, differs from one with a time only in that time."""
+    """The usual calls, which have to be packed quickly, differ from one with a time only in that time."""
     calls = Calls("policyd", node)
-    usual = words(calls.settle(account, HOUSE_RULES, instance, target))
-    other = words(calls.settle(account, HOUSE_RULES, instance, target, now=7.0))
+    ago *= force
+    usual = words(calls.settle(account, HOUSE_RULES, instance, target, force=force, ago=ago))
+    other = words(calls.settle(account, HOUSE_RULES, instance, target, force=force, ago=ago, now=7.0))
     at = other.index(b"settle") + 1
     assert other[at] == b"7000000"
     assert usual == [*other[:at], b"", *other[at + 1 :]]
