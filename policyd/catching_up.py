@@ -127,7 +127,7 @@ class CatchingUp:
             share.busy = share.sure = False
             self.waiting.add(share)
             if self._store.here():  # it is not the store that failed
-                self.waiting.put_aside(share.account, self._store.clock() + AGAIN)
+                self._put_aside(share)
             self._ended(share, end)
 
         try:
@@ -250,13 +250,16 @@ class CatchingUp:
             over = self._is_over(share, now)
         except Exception:
             self._bug()
-            self.waiting.put_aside(share.account, now + AGAIN)
+            self._put_aside(share)
             return
         if over or share.busy:
             self.waiting.remove(share)  # a busy one is told when its call has come to its end
         elif share.noted:
             self._out += 1
             self.tell(share, now, self._one_less)
+
+    def _put_aside(self, share: Share) -> None:
+        self.waiting.put_aside(share.account, self._store.clock() + AGAIN)
 
     def _one_less(self) -> None:
         self._out -= 1

@@ -8,7 +8,7 @@ a share goes on under another name, and tells only what has come since.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from typing import Any
 
 from policyd.shared_calls import Target
@@ -183,8 +183,8 @@ class Waiting:
 
     def take_back_all(self, now: float) -> None:
         """Have the accounts be aside no more whose time has come."""
-        while (first := next(iter(self._until), None)) is not None and self._until[first] <= now:
-            self.take_back(first)
+        for account in list(takewhile(lambda account: self._until[account] <= now, self._until)):
+            self.take_back(account)
 
     def some(self, most: int) -> list[Share]:
         """Return some of those that wait and are not aside."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from policyd.accounts import Account
 from policyd.catching_up import AGAIN, AT_ONCE, PIECE, PIECE_RUNS
 from policyd.shares import Share, Waiting
 from policyd.window import Window
@@ -194,6 +195,51 @@ def test_a_bug_while_the_store_is_told_keeps_nobody_waiting() -> None:
     node.net.fate.append("bug")
     come_back(node)
     assert (counted(node, ANNA), counted(node, BERT), len(node.bugs)) == (None, 1, 1)
+    node.now += AGAIN
+    assert counted(node, ANNA) == 1
+
+
+def test_a_bug_after_the_store_was_told_keeps_nobody_waiting() -> None:
+    """Nor one while somebody finds out whether there is still anything to tell."""
+    node = Node(limit("messages", 9))
+    catching_up, ended = node.sharing.catching_up, []
+
+    def broken(share: Share) -> None:
+        ended.append(share.account)
+        raise RuntimeError("oops")
+
+    node.net.here = False
+    node.send()
+    node.send(user=BERT)
+    catching_up.call_ended = broken
+    come_back(node)
+    assert ended == [ANNA, BERT]
+    assert len(node.bugs) == 2
+    assert len(catching_up.waiting) == 0
+    node.net.here = False
+    node.send()
+    come_back(node)
+    assert counted(node, ANNA) == 2
+
+
+def test_a_bug_with_the_limits_of_one_keeps_nobody_waiting() -> None:
+    """What it has to tell is looked at again later."""
+    node = Node(limit("messages", 9))
+    accounts, broken = node.policy.accounts, [ANNA]
+    peek = accounts.peek
+
+    def peeked(name: str, now: float) -> Account | None:
+        if name in broken:
+            raise RuntimeError("oops")
+        return peek(name, now)
+
+    node.net.here = False
+    node.send()
+    node.send(user=BERT)
+    accounts.peek = peeked  # type: ignore[method-assign]  # a bug of ours
+    come_back(node)
+    assert (counted(node, ANNA), counted(node, BERT), len(node.bugs)) == (None, 1, 1)
+    broken.clear()
     node.now += AGAIN
     assert counted(node, ANNA) == 1
 
