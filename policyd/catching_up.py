@@ -159,7 +159,7 @@ class CatchingUp:
 
     def before(self, account: Account, now: float) -> None:
         """Tell what waits of an account that the store is about to be asked about."""
-        if self._refilled is not None and account.name not in self._refilled:
+        if self._lacks_windows(account.name):
             self._refill(account, now, _nobody)
         if account.name in self.waiting:
             for share in self.waiting.of(account.name, 1 if self.waiting.is_aside(account.name) else FIRST):
@@ -304,13 +304,15 @@ class CatchingUp:
     def _refill_some(self, now: float) -> None:
         """Send the windows of some accounts: the next ones go when these have arrived."""
         if self._to_refill is None and self._again and now >= self._again_at:
-            self._to_refill, self._again = iter(self._again), {}
+            self._to_refill = iter(list(self._again))
         if self._to_refill is not None:
             looked, sent = 0, 0
             for name in islice(self._to_refill, PIECE):
                 looked += 1
                 account = self._accounts.peek(name, now)
-                if account is not None and self._refilled is not None and name not in self._refilled:
+                if account is None:
+                    self._again.pop(name, None)
+                elif self._lacks_windows(name):
                     self._out += 1
                     sent += self._refill(account, now, self._one_less)
                     if sent >= PIECE_RUNS:
@@ -319,6 +321,18 @@ class CatchingUp:
                 return
             self._to_refill = None
         self._look_whether_all_refilled()
+
+    def _tell_no_more(self, name: str) -> None:
+        """Have nothing told of what is in an account's windows, which are about to be sent for the first time.
+
+        When they are sent again, they may have arrived before: what waits then counts twice rather than not at all.
+        """
+        for share in self.waiting.of(name, len(self.waiting)):
+            share.start_anew(share.wanted, self.generation)
+        self.waiting.forget(name)
+
+    def _lacks_windows(self, name: str) -> bool:
+        return self._refilled is not None and (name not in self._refilled or name in self._again)
 
     def _look_whether_all_refilled(self) -> None:
         if self._to_refill is None and not self._refilling and not self._again:
@@ -330,6 +344,8 @@ class CatchingUp:
         if refilled is None:
             end()
             return 0
+        if name not in refilled:
+            self._tell_no_more(name)
         refilled.add(name)
         self._again.pop(name, None)
 
@@ -341,7 +357,6 @@ class CatchingUp:
 
         def failed(failure: Any) -> None:
             self.look_at(failure)
-            refilled.discard(name)
             if refilled is self._refilled:
                 self._again[name] = None
                 now = self._store.clock()

@@ -101,6 +101,36 @@ def test_windows_that_do_not_arrive_are_sent_again() -> None:
     assert node.sharing.catching_up.problems() == []
 
 
+def test_what_waits_is_told_once_where_its_windows_are_sent() -> None:
+    """The store goes again before an account had its turn: what is let through then is in its windows.
+
+    Where the windows may have arrived, what came later is told by itself: it counts twice rather than not at all.
+    """
+    node = with_accounts(PIECE + 1)
+    server = node.server
+    assert isinstance(server, Model)
+    node.net.late = True
+    lose_data(node)
+    sent = [server.store.what(command).account for command, _ in node.net.waiting]
+    (later,) = {f"user{place}" for place in range(PIECE + 1)} - set(sent)
+    node.net.deliver()
+    node.net.deliver(reply=False)
+    node.net.go_away()
+    lasting = node.connection(user=later)
+    lasting.data(1)
+    for name in sent[:3]:
+        node.send(user=name)
+    node.net.late = False
+    come_back(node)
+    node.sharing.catching_up.tick(list)
+    node.go_on()
+    assert counted(node, later) == 2
+    lasting.rset()
+    lasting.data(1)
+    assert counted(node, later) == 3
+    assert [counted(node, name) for name in sent[:4]] == [2, 2, 3, 1]
+
+
 def test_windows_that_the_store_does_not_take_keep_nobody_waiting() -> None:
     """They are tried again each AGAIN seconds, and no more when they are empty."""
     node = with_accounts(3)
