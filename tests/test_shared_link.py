@@ -240,7 +240,7 @@ def test_a_store_that_has_no_room_for_the_connection_is_away() -> None:
     transport.protocol.dataReceived(b"-ERR max number of clients reached\r\n")
     assert answers(call) == ["it says ERR max number of clients reached"]
     assert far.told == ["away: it says ERR max number of clients reached"]
-    assert far.link.problem == "The store is away: it says ERR max number of clients reached."
+    assert far.link.problem == "the store is away: it says ERR max number of clients reached"
 
 
 def test_an_error_that_ends_as_a_sentence_does_not_end_twice() -> None:
@@ -249,7 +249,7 @@ def test_an_error_that_ends_as_a_sentence_does_not_end_twice() -> None:
     transport = far.connect()
     far.link.call(CALL).addErrback(lambda _: None)
     transport.protocol.dataReceived(b"-LOADING Redis is loading the dataset in memory.\r\n")
-    assert far.link.problem == "The store is away: it says LOADING Redis is loading the dataset in memory."
+    assert far.link.problem == "the store is away: it says LOADING Redis is loading the dataset in memory"
 
 
 def test_wrong_data_is_one_calls_trouble() -> None:
