@@ -111,10 +111,7 @@ class CatchingUp:
         share.busy = True
 
         def told(reply: object) -> None:
-            try:
-                self._store.read(reply)
-            except ValueError as error:
-                self.misunderstood(error)
+            if self.read(reply) is None:
                 failed(None)
                 return
             share.told, share.sure, share.called = target, True, now
@@ -151,11 +148,17 @@ class CatchingUp:
         except Exception:
             self._bug()
 
-    def misunderstood(self, error: ValueError) -> None:
-        """Tell, once, that the store says what its script cannot have said."""
-        if not self._odd:
-            self._odd = True
-            self._report("cluster-problem", {"reason": f"the store has answered what makes no sense: {error}"})
+    def read(self, reply: object) -> Outcome | None:
+        """Understand what the store has answered; None: its script cannot have said that, which is told once."""
+        try:
+            return self._store.read(reply)
+        except ValueError as error:
+            if not self._odd:
+                self._odd = True
+                self._report("cluster-problem", {"reason": f"the store has answered what makes no sense: {error}"})
+        except Exception:
+            self._bug()
+        return None
 
     def before(self, account: Account, now: float) -> None:
         """Tell what waits of an account that the store is about to be asked about."""

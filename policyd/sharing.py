@@ -163,14 +163,8 @@ class Sharing:
         command, lock = store.calls.settle(account.name, sent, share.name, target), account.lock
 
         def answered(reply: object) -> None:
-            try:
-                outcome = store.read(reply)
-            except ValueError as error:
-                self.catching_up.misunderstood(error)
-                failed(None)
-                return
-            except Exception:
-                self._bug()
+            outcome = self.catching_up.read(reply)
+            if outcome is None:
                 failed(None)
                 return
             if outcome.lock is None and outcome.stop is None:

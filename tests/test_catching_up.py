@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from policyd.accounts import Account
 from policyd.catching_up import AGAIN, AT_ONCE, PIECE, PIECE_RUNS
+from policyd.limits import MAX_PERIOD
 from policyd.shares import Share, Waiting
 from policyd.window import Window
 from tests.asking import ANNA, BERT, limit
@@ -65,6 +68,19 @@ def test_windows_are_sent_piece_by_piece() -> None:
     assert delivered == 2 * PIECE + 50
     assert node.sharing.catching_up.problems() == []
     assert all(counted(node, f"user{place}") == 1 for place in range(2 * PIECE + 50))
+
+
+def test_one_turn_is_put_off_at_most() -> None:
+    """However often a second passes meanwhile."""
+    node = Node(limit("messages", 5000))
+    node.net.here = False
+    node.send(3 * AT_ONCE)
+    node.net.here = True
+    node.sharing.catching_up.came_back()
+    node.sharing.catching_up.tick(list)
+    assert len(node.turns) == 1
+    node.go_on()
+    assert counted(node, ANNA) == 3 * AT_ONCE
 
 
 def test_long_windows_make_a_short_piece() -> None:
@@ -131,8 +147,9 @@ def test_what_waits_is_told_once_where_its_windows_are_sent() -> None:
     assert [counted(node, name) for name in sent[:4]] == [2, 2, 3, 1]
 
 
-def test_windows_that_the_store_does_not_take_keep_nobody_waiting() -> None:
-    """They are tried again each AGAIN seconds, and no more when they are empty."""
+@pytest.mark.parametrize("seconds", [1800, 2 * MAX_PERIOD])
+def test_windows_that_the_store_does_not_take_keep_nobody_waiting(seconds: float) -> None:
+    """They are tried again each AGAIN seconds, and no more when they are empty, or their account is forgotten."""
     node = with_accounts(3)
     bad_accounts(node, "user0")
     lose_data(node)
@@ -143,8 +160,10 @@ def test_windows_that_the_store_does_not_take_keep_nobody_waiting() -> None:
         node.sharing.catching_up.tick(list)
         node.go_on()
     assert node.net.made == made
-    node.now += 1800
-    node.sharing.catching_up.tick(list)
+    node.net.here = False
+    node.now += seconds
+    node.net.here = True
+    node.sharing.catching_up.came_back()
     node.go_on()
     assert node.sharing.catching_up.problems() == []
 
@@ -319,6 +338,10 @@ def test_what_waits_is_kept_count_of_while_its_account_is_aside() -> None:
     waiting.put_aside(ANNA, 20.0)
     waiting.forget(ANNA)
     waiting.put_aside(BERT, 20.0)
-    waiting.clear()
+    waiting.add(shares[0])
+    waiting.put_aside(ANNA, 30.0)
     waiting.take_back_all(20.0)
+    assert waiting.some(9) == [shares[4]]
+    waiting.clear()
+    waiting.take_back_all(30.0)
     assert (len(waiting), waiting.some(9), waiting.ready) == (0, [], False)

@@ -358,6 +358,34 @@ def test_a_bug_before_the_call_is_told_and_the_mail_goes_on() -> None:
     assert stored(node) == [3]
 
 
+class Misread(Model):
+    """A store whose answers nobody understands for a bug of ours, if `broken`."""
+
+    broken = True
+
+    def read(self, reply: object) -> Outcome:
+        """Understand, or not."""
+        if self.broken:
+            raise RuntimeError("oops")
+        return super().read(reply)
+
+
+def test_a_bug_in_reading_a_reply_is_told_and_the_mail_goes_on() -> None:
+    """Of a request, and of what is told when the store is back: each is told again when it can be read."""
+    node = Node(limit("messages", 2), server=Misread)
+    assert [node.send() for _ in range(3)] == ["DUNNO", "DUNNO", "REJECT messages 3"]
+    node.go_on()
+    assert len(node.sharing.catching_up.waiting) == 3  # of the refused one too: the store may have counted it
+    assert node.sharing.asking == 0
+    assert node.bugs
+    assert isinstance(node.server, Misread)
+    node.server.broken = False
+    node.now += 60
+    node.go_on()
+    assert stored(node) == [2]
+    assert node.sharing.catching_up.problems() == []
+
+
 def test_a_bug_leaves_nobody_waiting_who_waits_for_the_same_message() -> None:
     """Postfix sends the request again while the store is asked; then reading the reply, or judging anew, fails."""
     node = late(limit("messages", 5))
