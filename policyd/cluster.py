@@ -90,6 +90,7 @@ class Cluster:
             parts.log,
             parts.bug,
             parts.facts,
+            config.store.db,
         )
         parts.facts.on_restored = self._restored
         self._generation: str | None = None
@@ -131,7 +132,7 @@ class Cluster:
             lambda: Unshared(len(waiting), waiting.lost),
         )
         self._api = api = SharedApi(desk, reload, find, notify, known)
-        news = self._node.key("news")
+        news = self._node.channel("news")
 
         def heard(channel: bytes, message: bytes) -> None:
             if channel == news.encode():

@@ -90,7 +90,7 @@ class Gathering:
     @property
     def channels(self) -> tuple[str, str]:
         """The channels to listen to: for questions, and for answers."""
-        return self._node.key("ask"), self._node.key(f"answer:{self._node.name}")
+        return self._node.channel("ask"), self._node.channel(f"answer:{self._node.name}")
 
     def expected(self) -> list[str]:
         """Return the names of the nodes that are asked, this one first."""
@@ -184,7 +184,7 @@ class Gathering:
             for part, last in _parts(texts):
                 head = json.dumps({"id": question["id"], "node": self._node.name, "last": last})
                 message = f'{head[:-1]}, "rows": [{part}]}}'
-                channel = self._node.key(f"answer:{question['node']}")
+                channel = self._node.channel(f"answer:{question['node']}")
                 await all_of([self._node.store.command("PUBLISH", channel, message)])
         except AwayError:
             pass  # whoever asked is told so, too

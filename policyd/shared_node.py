@@ -72,10 +72,16 @@ class Node(NamedTuple):
     """Is called while an exception of ours is handled."""
     facts: Facts
     """What is known again after a restart."""
+    db: int = 0
+    """The number of the store's database."""
 
     def key(self, name: str) -> str:
-        """Return the key of what is shared: `locks`, `allowances`, `nodes`, `news`."""
+        """Return the key of what is shared: `locks`, `allowances`, `nodes`."""
         return f"{self.prefix}:{name}"
+
+    def channel(self, name: str) -> str:
+        """Return the channel of `news`, `ask` or an answer: a store has the same channels in all its databases."""
+        return f"{self.key(name)}@{self.db}" if self.db else self.key(name)
 
     def own_lock(self, account: str) -> bytes:
         """Return the key of an account's lock."""
@@ -88,4 +94,4 @@ class Node(NamedTuple):
     def tell(self, what: str, text: str) -> Deferred[object]:
         """Tell the other nodes of something; `text` is a JSON object."""
         message = f'{{"what": "{what}", "run": "{self.run}", {text[1:]}'
-        return self.store.command("PUBLISH", self.key("news"), message)
+        return self.store.command("PUBLISH", self.channel("news"), message)

@@ -217,3 +217,18 @@ def test_a_slow_network_costs_time_up_to_the_patience_and_no_count(store: Store)
         assert send(near, 20)[0] == 12
         until(lambda: shown(far)["here"])
         assert send(far, 1)[0] == 0
+
+
+def test_two_databases_of_one_store_have_nothing_in_common(store: Store) -> None:
+    """What nodes tell each other reaches those of the same database alone, though channels are the store's."""
+    elsewhere = Policyd(config(f"redis://127.0.0.1:{store.port}/1", "mail1", 5))
+    with nodes([url_of(store.port)] * 2, 5) as (one, two), elsewhere as other:
+        until(lambda: shown(other)["here"])
+        one.ctl("lock", ANNA, "--reason", "test")
+        until(lambda: two.ctl_json("locked"))
+        assert other.ctl_json("locked") == []
+        assert send(other, 6)[0] == 5
+        other.ctl("lock", BERT, "--reason", "test")
+        assert [lock["account"] for lock in two.ctl_json("locked")] == [ANNA]
+        assert [account["account"] for account in two.ctl_json("accounts")] == [ANNA]
+        assert count(two) == 0
