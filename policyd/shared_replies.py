@@ -32,7 +32,7 @@ ZERO = b":0\r\n"
 
 _NUMBER = re.compile(rb"-?[0-9]{1,19}")
 _CODE = re.compile(r"[A-Z]{3,}\b")
-_INNER_CODE = re.compile(r"@user_script: ?[0-9]+: -([A-Z]{3,}\b.*)")
+_INNER = re.compile(r"@user_script: ?[0-9]+: -?([A-Z]{3,}\b.*)", re.DOTALL)
 
 
 class GarbageError(Exception):
@@ -50,12 +50,17 @@ class Refusal(NamedTuple):
 
         Redis 6.2 wraps it: `ERR Error running script (call to f_…): @user_script:1: @user_script: 1: -OOM …`.
         """
-        found = _INNER_CODE.search(self.text)
-        word = _CODE.match(found[1] if found else self.text)
+        word = _CODE.match(self._own)
         return word[0] if word else "ERR"
 
+    @property
+    def _own(self) -> str:
+        """The error itself, without what Redis 6.2 wraps it in."""
+        found = _INNER.search(self.text)
+        return found[1] if found else self.text
+
     def __str__(self) -> str:
-        return printable(" ".join(self.text.split()))[:MAX_SHOWN].rstrip(".")
+        return printable(" ".join(self._own.split()))[:MAX_SHOWN].rstrip(".")
 
 
 class Replies:

@@ -127,6 +127,7 @@ def test_many_small_replies_are_not_a_large_one() -> None:
             "READONLY",
         ),
         ("ERR Error running script (call to f_3f): @user_script:1: @user_script: 1: Wrong number of args", "ERR"),
+        ("ERR Error running script (call to f_3f): @user_script:156: WRONGTYPE Operation against a key", "WRONGTYPE"),
         ("what is this", "ERR"),
         ("", "ERR"),
     ],
@@ -134,6 +135,12 @@ def test_many_small_replies_are_not_a_large_one() -> None:
 def test_an_error_has_a_code(text: str, code: str) -> None:
     """Of an error within a script it is that of the error, also where an older server wraps it."""
     assert Refusal(text).code == code
+
+
+def test_an_error_is_shown_without_what_an_older_server_wraps_it_in() -> None:
+    """Who reads it wants to know what is the matter, and not where in the script that was found."""
+    wrapped = "ERR Error running script (call to f_3f): @user_script:1: @user_script: 1: -READONLY You can't write"
+    assert str(Refusal(wrapped)) == "READONLY You can't write"
 
 
 def test_an_error_is_shown_in_one_printable_line() -> None:
