@@ -11,6 +11,7 @@ import pytest
 from policyd import gathering
 from policyd.calls import RefusedError
 from policyd.history import Message
+from policyd.shared_desk import TOLD
 from tests.asking import ANNA, BERT, limit, seeded
 from tests.members import Member, members, pass_time
 
@@ -181,6 +182,15 @@ def test_orders_say_whether_the_store_knows_of_them() -> None:
         assert nodes[0].call("POST", path, **values)["shared"] is False
     nodes[0].back()
     pass_time(nodes, 2)
+    well(nodes)
+
+
+def test_an_order_is_answered_though_the_store_takes_long_to_be_told() -> None:
+    """Who has given it waits no longer than TOLD, and reads that the others may not know yet."""
+    _, nodes = members(2, MANY)
+    nodes[0].link.slow = 2 * TOLD
+    done = nodes[0].call("POST", "/lock", patience=TOLD + 0.1, account=ANNA, reason="spam")
+    assert done["shared"] is False
     well(nodes)
 
 
