@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost, ConnectionRefusedError
@@ -68,13 +69,14 @@ class Wire(BaseRedisProtocol):  # type: ignore[misc]  # txredisapi says nothing 
         self._why = ""
         self._unsent = 0
         """Commands since something was last sent at once."""
-        self._send_now: Callable[[], object] | None = None
-        """Sends at once what was written; None where the transport has no way to, as with TLS."""
+        self._direct = False
+        """Whether what was written can be sent at once: TLS lends out the method of the connection below it, which
+        does not have it yet."""
 
     def connectionMade(self) -> None:
         """Twisted tells that there is a connection; who asked for it introduces us."""
         self.connected = 1
-        self._send_now = getattr(self.transport, "doWrite", None)
+        self._direct = isinstance(self.transport, FileDescriptor)
         no_delay = getattr(self.transport, "setTcpNoDelay", None)
         if no_delay is not None:
             no_delay(True)
@@ -86,8 +88,8 @@ class Wire(BaseRedisProtocol):  # type: ignore[misc]  # txredisapi says nothing 
         self._unsent += 1
         if self._unsent >= AT_ONCE:
             self._unsent = 0
-            if self._send_now is not None:
-                self._send_now()
+            if self._direct:
+                self.transport.doWrite()
 
     def execute_command(self, *args: object, **_more: object) -> Call:
         """Send one of txredisapi's commands."""

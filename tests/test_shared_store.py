@@ -16,6 +16,7 @@ from twisted.internet.ssl import DefaultOpenSSLContextFactory
 from policyd.actions import parse_action
 from policyd.limits import Limit, Limits
 from policyd.shared_calls import Target
+from policyd.shared_store import AT_ONCE
 from tests.daemon import Policyd, free_port
 from tests.linking import CALL_PATIENCE, Linked, linked, linked_through_network
 from tests.stores import Sentinel, Store, running
@@ -345,6 +346,8 @@ def test_a_certificate_has_to_be_right(
             else:
                 far.connect()
                 assert far.ask("PING") == b"PONG"
+                many = [far.link.command("ECHO", number) for number in range(3 * AT_ONCE)]
+                assert [far.reply(call) for call in many] == [b"%d" % number for number in range(3 * AT_ONCE)]
                 store.kill()
                 far.until_away("")
                 store.start()
