@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from policyd import __version__, paths
+from policyd import __version__, compiled, paths
 from policyd.accepting import Accepting, raise_limit
 from policyd.activation import endpoint_of, ignored, listen_on, passed_sockets, started_with
 from policyd.archive import Archive
@@ -138,7 +138,8 @@ class Daemon:
 
         Raises CannotListenError.
         """
-        self._log.report("start", {"version": __version__, "config": self._config_file or "built in"})
+        about = {"version": __version__, "compiled": "no" if compiled.answer is None else "yes"}
+        self._log.report("start", {**about, "config": self._config_file or "built in"})
         control = self._control_socket()
         self._alone = [hold_alone(control)]
         self._open_storage()

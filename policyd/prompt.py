@@ -4,6 +4,9 @@ Twisted's own transport puts what is written into a buffer, asks the kernel to b
 to, and sends in the next turn of the reactor: two system calls and one turn for each answer, though a socket whose peer
 waits for its answer can be written to at once. And Twisted's reactor sets up a context for log lines around each event,
 which no line of ours has any use for. Source: twisted.internet.tcp, twisted.internet.epollreactor.
+
+Where that is compiled, the reactor has requests answered that are expected (`compiled`), and deals with what is left of
+them, and with all else that happens, itself; always in the order in which it happened.
 """
 
 from __future__ import annotations
@@ -16,6 +19,10 @@ from twisted.internet import main, tcp, unix
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.interfaces import IListeningPort
 from twisted.python import log
+from twisted.python.failure import Failure
+
+from policyd import compiled
+from policyd.compiled import Step
 
 MOST = 64 * 1024
 """Bytes that are received at once: a request is not longer."""
@@ -26,6 +33,8 @@ class Prompt:
 
     socket: Any
     protocol: Any
+    reactor: Any
+    fileno: Callable[[], int]
 
     def doRead(self) -> Exception | None:
         """Receive what is there, and have it dealt with; return why the connection is over if it is."""
@@ -39,6 +48,32 @@ class Prompt:
             return main.CONNECTION_DONE
         self.protocol.dataReceived(data)
         return None
+
+    def expect(self, step: Step | None) -> None:
+        """Have what comes in answered in one step from now on, where that is compiled; None: by the protocol.
+
+        The protocol's `finish` is told what is left then, but for what is its `dataReceived`'s.
+        """
+        steps: dict[int, Step] = self.reactor.steps
+        if step is None or compiled.answer is None:
+            steps.pop(self.fileno(), None)
+        else:
+            steps[self.fileno()] = step
+
+    def take(self, left: object) -> Exception | None:
+        """Deal with what a step has left; return why the connection is over if it is."""
+        if not isinstance(left, bytes):
+            self.protocol.finish(left)
+        elif left:
+            self.protocol.dataReceived(left)
+        else:
+            return main.CONNECTION_DONE
+        return None
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Expect nothing more: the descriptor will soon be another's."""
+        self.expect(None)
+        super().connectionLost(reason)  # type: ignore[misc]  # those that this is mixed into have it
 
     def sender(self) -> Callable[[bytes], int]:
         """Return what sends as much as the socket takes at once, and raises OSError.
@@ -71,6 +106,11 @@ def make_prompt(port: IListeningPort) -> None:
 class PromptReactor(EPollReactor):
     """Twisted's reactor, which serves such connections first hand."""
 
+    def __init__(self) -> None:
+        self.steps: dict[int, Step] = {}
+        """What is done at a descriptor where a request comes in."""
+        super().__init__()  # type: ignore[no-untyped-call]  # Twisted's has no types
+
     def doPoll(self, timeout: float | None) -> None:
         """Wait for events, and have each dealt with."""
         selectables = self._selectables
@@ -78,17 +118,32 @@ class PromptReactor(EPollReactor):
             events = self._poller.poll(-1 if timeout is None else timeout, len(selectables))
         except InterruptedError:
             return
-        for descriptor, event in events:
+        answer, steps, place = compiled.answer, self.steps, 0
+        while place < len(events):
+            if answer is not None:
+                place, left = answer(events, place, steps)
+                if left is not None:
+                    transport, what = left
+                    self._serve(transport, transport.take, what)
+                    continue
+                if place == len(events):
+                    break
+            descriptor, event = events[place]
+            place += 1
             selectable = selectables.get(descriptor)
             if event == EPOLLIN and selectable.__class__ in _PROMPT:
-                try:
-                    why: Exception | None = selectable.doRead()
-                except Exception as error:  # it is logged and ends the connection, as with Twisted
-                    log.err()
-                    why = error
-                if why is not None:
-                    self._disconnectSelectable(selectable, why, True)
+                self._serve(selectable, selectable.doRead)
             elif selectable is not None:
                 log.callWithLogger(selectable, self._doReadOrWrite, selectable, descriptor, event)
+
+    def _serve(self, transport: Any, serve: Callable[..., Exception | None], *what: object) -> None:
+        """Have a connection served, and end it where that says why it is over."""
+        try:
+            why = serve(*what)
+        except Exception as error:  # it is logged and ends the connection, as with Twisted
+            log.err()
+            why = error
+        if why is not None:
+            self._disconnectSelectable(transport, why, True)
 
     doIteration = doPoll

@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from policyd.actions import Effect
+from policyd.compiled import Step
 from policyd.locks import Report
 from policyd.policy import Policy
 from policyd.prompt import Prompt
@@ -115,6 +116,22 @@ class PolicyProtocol(Protocol):
             if sent != len(reply):
                 self._send_rest(reply, sent)
             return
+        self._answer_all(data)
+
+    def finish(self, left: Verdict | Exception | int) -> None:
+        """Go on with a request where the step that answers most of them has left it; see `compiled.Left`."""
+        if isinstance(left, int):
+            self._send_rest(PASS.reply, left)
+            return
+        answer = left if isinstance(left, Verdict) else self._bug(Failure(left))
+        if answer.effect is Effect.PASSED:
+            self._send(answer.reply)
+        else:
+            self._send_durable(answer.reply, None)
+
+    def _answer_all(self, data: bytes) -> None:
+        """Answer all requests that end in `data`, whatever else it is."""
+        reader = self._reader
         reader.receive(data)
         replies = b""
         stops = False
@@ -126,10 +143,23 @@ class PolicyProtocol(Protocol):
                 stops = stops or answer.effect is not Effect.PASSED
         except ProtocolError as error:
             wrong = str(error)
+        self._expect()
         if stops:
             self._send_durable(replies, wrong)
         else:
             self._go_on(replies, wrong)
+
+    def _expect(self) -> None:
+        """Have the transport answer what comes next in one step, if it is a request like this connection's first."""
+        transport, expected = self.transport, self._reader.expected
+        if not isinstance(transport, Prompt):
+            return
+        step: Step | None = None
+        if expected is not None and self._send_now is not _cannot:
+            layout, request = expected
+            decide, seconds, connection = self._decide, self._seconds, self._connection
+            step = (transport, layout, decide, seconds, request, connection, PASS, PASS.reply)
+        transport.expect(step)
 
     def _send_durable(self, replies: bytes, wrong: str | None) -> None:
         """Go on when the locks that the replies may announce are on the disk."""
@@ -204,10 +234,11 @@ class PolicyProtocol(Protocol):
         except Exception:
             return self._bug()
 
-    def _bug(self) -> Verdict:
-        """Tell of the exception that is being handled: a bug of ours, whatever it is, must not stop the mail."""
+    def _bug(self, failure: Failure | None = None) -> Verdict:
+        """Tell of an exception, by default of the one that is being handled: a bug of ours must not stop the mail."""
         self._policy.tally.internal_errors += 1
-        self._report("internal-error", {"peer": self._connection.peer, "traceback": Failure().getTraceback()})
+        traceback = (failure or Failure()).getTraceback()
+        self._report("internal-error", {"peer": self._connection.peer, "traceback": traceback})
         return PASS
 
     def _send(self, replies: bytes) -> None:
@@ -230,6 +261,7 @@ class PolicyProtocol(Protocol):
         transport = self._transport
         if self._send_now is not _cannot:
             self._send_now = _cannot
+            self._expect()
             transport.registerProducer(self, True)  # type: ignore[attr-defined]  # all stream transports have it
         transport.write(replies[sent:] if isinstance(sent, int) else replies)
 
@@ -254,13 +286,14 @@ class PolicyFactory(ServerFactory):
         clock: IReactorTime,
         report: Report,
         durable: Callable[[], Deferred[None] | None] = lambda: None,
+        layouts: Layouts | None = None,
     ) -> None:
         """`durable` returns what fires when all locks are on the disk, None when they are."""
         self._policy = policy
         self._clock = clock
         self._report = report
         self._durable = durable
-        self._layouts = Layouts()
+        self._layouts = Layouts() if layouts is None else layouts
         self.connections: set[PolicyProtocol] = set()
 
     def buildProtocol(self, addr: IAddress | None) -> PolicyProtocol:

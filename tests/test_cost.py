@@ -6,22 +6,29 @@ cheaper lowers the budget; who must make them dearer raises it, and says why in 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from select import EPOLLIN
 from types import FrameType
 from typing import Any
 
 import pytest
 from twisted.internet.task import Clock
 
+from policyd.compiled import Step
 from policyd.limits import HOUSE_RULES, Limits, Override, Rules
 from policyd.policy import Policy
 from policyd.records import Span, account_record
 from policyd.server import PolicyFactory, PolicyProtocol
+from policyd.verdict import PASS
+from policyd.wire import Layout, Layouts, Request
+from tests import compiling
 from tests.asking import limit
-from tests.daemon import request
+from tests.daemon import ATTRIBUTES, request
 
 MESSAGES = 100
 RECIPIENTS = 3
@@ -38,7 +45,8 @@ BUDGETS = {
     "warnings": (Rules(warn_at=80), 25.6, 558),
     "overrides by name": (Rules(overrides=tuple(Override((f"o{n}",), ()) for n in range(100))), 25.6, 558),
 }
-"""The rules, and the most function calls and instructions that a request may cost with them, on an average."""
+"""The rules, and the most function calls and instructions that a request may cost with them, on an average;
+all of it in Python, as where nothing is compiled."""
 
 
 class Transport:
@@ -111,8 +119,8 @@ def connected(rules: Rules) -> tuple[Policy, PolicyProtocol, Transport]:
     policy = Policy(rules, lambda *_: None, lambda now: now)
     policy.accounts.changed = deque()
     policy.history.kept = True
-    protocol = PolicyFactory(policy, Ticking(), lambda *_: None).buildProtocol(None)
-    transport = Transport()
+    factory = PolicyFactory(policy, Ticking(), lambda *_: None, layouts=Layouts(None))
+    protocol, transport = factory.buildProtocol(None), Transport()
     protocol.makeConnection(transport)
     return policy, protocol, transport
 
@@ -137,6 +145,42 @@ def test_a_request_costs_no_more_than_its_budget(name: str) -> None:
     assert transport.sent - before == 2 * number
     assert_within(events.calls / number, calls, "function calls")
     assert_within(events.instructions / number, instructions, "instructions")
+
+
+COMPILED = (17.3, 423)
+"""The same by the house rules where all is compiled but the decision."""
+
+
+def test_what_is_compiled_leaves_the_decision_to_python() -> None:
+    """Nothing else is done by Python's functions and instructions, but what tells the time."""
+    answer, (ours, theirs) = compiling.answer(), socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    policy, protocol, _ = connected(Rules())
+    layout = Layout([name.encode() for name in ATTRIBUTES]).packed
+    about = (policy.decide, Ticking().seconds, Request(b""), protocol._connection)
+    steps: dict[int, Step] = {ours.fileno(): (None, layout, *about, PASS, PASS.reply)}
+    happened, messages, events = [(ours.fileno(), EPOLLIN)], requests(), Events()
+
+    def ask() -> None:
+        for _ in range(RECIPIENTS + 1):
+            answer(happened, 0, steps)
+
+    def send() -> None:
+        for asked in next(messages):
+            theirs.send(asked)
+
+    with contextlib.closing(ours), contextlib.closing(theirs):
+        for counted in (*[False] * 20, *[True] * MESSAGES):
+            send()
+            if counted:
+                send()
+                events.count(ask)
+            else:
+                ask()
+            received = [theirs.recv(100) for _ in range((1 + counted) * (RECIPIENTS + 1))]
+            assert set(received) == {PASS.reply}
+    number = MESSAGES * (RECIPIENTS + 1)
+    assert_within(events.calls / number, COMPILED[0], "function calls")
+    assert_within(events.instructions / number, COMPILED[1], "instructions")
 
 
 def test_an_account_is_copied_for_the_database_within_its_budget() -> None:

@@ -9,13 +9,20 @@ from select import EPOLLIN
 
 import pytest
 from twisted.internet import tcp, unix
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Protocol, ServerFactory
+from twisted.python import log
 from twisted.python.failure import Failure
 
 from policyd.prompt import PromptReactor, PromptTcp, PromptUnix, make_prompt
+from policyd.verdict import PASS
+from policyd.wire import Layout, Request
+from tests.compiling import require_compiled
+from tests.daemon import ATTRIBUTES, request
 
 TURNS = 200
+LAYOUT = Layout([name.encode() for name in ATTRIBUTES]).packed
 
 
 class Echo(Protocol):
@@ -194,6 +201,94 @@ def test_an_event_of_a_closed_descriptor_is_passed_over(listening: Listening) ->
     listening.reactor._poller, kept = Poller(), listening.reactor._poller
     listening.reactor.doPoll(None)
     listening.reactor._poller = kept
+
+
+class Asking(Echo):
+    """Has what comes in dealt with in one step, and notes what that leaves."""
+
+    def connectionMade(self) -> None:
+        """Expect requests."""
+        super().connectionMade()
+        self.leaves: list[object] = []
+        self.received: list[bytes] = []
+        self.verdict: object = PASS
+        self.transport.expect(  # type: ignore[union-attr]
+            (self.transport, LAYOUT, self.decide, lambda: 1.0, Request(b""), None, PASS, PASS.reply)
+        )
+
+    def decide(self, *_: object) -> object:
+        """Say what the test wants."""
+        return self.verdict
+
+    def finish(self, left: object) -> None:
+        """Note it; end all connections where that is wanted."""
+        self.leaves.append(left)
+        if left == "end all":
+            for made in self.factory.made:
+                made.transport.connectionLost(Failure(ConnectionDone()))
+
+    def dataReceived(self, data: bytes) -> None:
+        """Note what comes."""
+        self.received.append(data)
+
+
+@pytest.fixture
+def asking(listening: Listening) -> Asking:
+    """Return a connection of which a step is expected."""
+    require_compiled()
+    listening.factory.protocol = Asking
+    listening.client.close()
+    listening.client = socket.socket(listening.client.family)
+    listening.client.connect(listening.port.socket.getsockname())  # type: ignore[attr-defined]
+    listening.until(lambda: len(listening.made) == 2)
+    found = listening.made[1]
+    assert isinstance(found, Asking)
+    return found
+
+
+def test_an_expected_request_is_answered_without_its_protocol(listening: Listening, asking: Asking) -> None:
+    """In the same turn; what is none is its protocol's, and what is left of one too."""
+    listening.client.send(request())
+    listening.reactor.iterate(1)
+    assert listening.client.recv(100) == PASS.reply
+    listening.client.send(b"x")
+    listening.until(lambda: asking.received == [b"x"])
+    asking.verdict = "another"
+    listening.client.send(request())
+    listening.until(lambda: asking.leaves == ["another"])
+    asking.transport.expect(None)  # type: ignore[union-attr]
+    listening.client.send(request())
+    listening.until(lambda: asking.received == [b"x", request()])
+
+
+def test_nothing_is_expected_of_a_connection_that_is_over(listening: Listening, asking: Asking) -> None:
+    """Its descriptor may be another's by then."""
+    assert list(listening.reactor.steps) == [asking.transport.fileno()]  # type: ignore[union-attr]
+    listening.client.close()
+    listening.until(lambda: asking.lost is not None)
+    assert listening.reactor.steps == {}
+
+
+def test_what_is_left_of_a_connection_that_another_has_ended_is_passed_over(
+    listening: Listening, asking: Asking
+) -> None:
+    """As are its events."""
+    asking.verdict = "end all"
+    client = socket.socket(listening.client.family)
+    client.connect(listening.port.socket.getsockname())  # type: ignore[attr-defined]
+    listening.until(lambda: len(listening.made) == 3)
+    other = listening.made[2]
+    assert isinstance(other, Asking)
+    other.verdict = "end all"
+    listening.client.send(request())
+    client.send(request())
+    logged: list[object] = []
+    log.addObserver(logged.append)
+    listening.reactor.iterate(1)
+    log.removeObserver(logged.append)
+    assert asking.leaves + other.leaves == ["end all"]
+    assert logged == []
+    client.close()
 
 
 def test_only_plain_ports_are_made_prompt() -> None:

@@ -16,6 +16,7 @@ FOLDER = Path(policyd.__file__).parent
 RINGS: tuple[tuple[str, ...], ...] = (
     (
         "__init__",
+        "compiled",
         "wire",
         "endpoints",
         "window",

@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
+from policyd.compiled import answer
 from tests.bench import closing, flat, steady, table, variants
 from tests.bench.flat import Filled
 from tests.bench.generator import C_SOURCE, FLOOR_SOURCE, Generator, longest
@@ -85,7 +86,7 @@ def prepared(given: argparse.Namespace, folder: Path) -> Bench:
         os.sched_setaffinity(0, {cores.load})
     note(
         f"{processor()}, {os.cpu_count()} cores, {memory_left() / 2**30:.1f} GiB free;"
-        f" Python {sys.version.split()[0]}; {where}."
+        f" Python {sys.version.split()[0]}; policyd {'in Python alone' if answer is None else 'as compiled'}; {where}."
     )
     plan = Plan(given.seconds, given.rounds, given.paced_seconds, not given.no_peers, given.patience, given.accounts)
     return Bench(plan, Generator(folder, program, cores.load), cores, folder, floor)

@@ -91,14 +91,24 @@ def bare(folder: Path, prefix: Sequence[str]) -> AbstractContextManager[Running]
 
 @contextmanager
 def policyd(
-    name: str, folder: Path, prefix: Sequence[str], config: Mapping[str, object] | None = None, *, database: bool = True
+    name: str,
+    folder: Path,
+    prefix: Sequence[str],
+    config: Mapping[str, object] | None = None,
+    *,
+    database: bool = True,
+    pure: bool = False,
 ) -> Iterator[Daemon]:
-    """Run policyd; what `config` does not say is as shipped. Its database is in a folder of its own."""
+    """Run policyd; what `config` does not say is as shipped. Its database is in a folder of its own.
+
+    `pure` has it do without what is compiled of it.
+    """
     own = Path(tempfile.mkdtemp(dir=folder))
     path = str(own / "socket")
     store = str(own / "policyd.sqlite") if database else "none"
+    environment = {"POLICYD_PURE_PYTHON": "1"} if pure else {}
     text = yaml.safe_dump({**(config or {}), "database": store}, sort_keys=False)
-    with Policyd(text, listen=[f"unix:{path}"], prefix=prefix) as process:
+    with Policyd(text, listen=[f"unix:{path}"], prefix=prefix, environment=environment) as process:
         at: dict[Kind, Instance] = {"unix": _alone(path, process.pid), "tcp": _alone(str(process.port), process.pid)}
         try:
             yield Daemon(name, at, policyd=process)

@@ -39,8 +39,11 @@ def overrides() -> list[dict[str, object]]:
     ]
 
 
+PURE = "nothing compiled"
+
 CONFIGS: Mapping[str, Mapping[str, object]] = {
     SHIPPED: {},
+    PURE: {},
     "1 limit": {"limits": {"messages-per-half-hour": HALF_HOUR}},
     "10 limits": {"limits": {"recipients-per-message": PER_MESSAGE, "messages-per-half-hour": HALF_HOUR, **MORE}},
     f"{OVERRIDES} overrides": {"overrides": overrides()},
@@ -66,7 +69,7 @@ def measure(bench: Bench) -> None:
     seconds = bench.plan.seconds * LENGTH
     with ExitStack() as stack:
         daemons = {
-            name: stack.enter_context(policyd(name, bench.folder, bench.server_prefix, config))
+            name: stack.enter_context(policyd(name, bench.folder, bench.server_prefix, config, pure=name == PURE))
             for name, config in CONFIGS.items()
         }
         for turn in range(bench.plan.rounds):
