@@ -13,6 +13,8 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -29,7 +31,7 @@ from policyd.verdict import PASS
 from policyd.wire import ATTRIBUTES, MAX_LINE, Layout, Request
 from tests.compiling import answer, fields, require_compiled
 from tests.daemon import ATTRIBUTES as POSTFIX
-from tests.daemon import REPOSITORY, Connection, Policyd, request
+from tests.daemon import PATIENCE, REPOSITORY, Connection, Policyd, request
 
 NAMES = [name.encode() for name in POSTFIX]
 LAYOUT = Layout(NAMES)
@@ -414,6 +416,45 @@ def test_events_that_go_while_they_are_dealt_with_do_no_harm(asked: Asked) -> No
     assert answer()(events, 0, {asked.descriptor: asked.step}) == (1, None)
     assert len(asked.asked) == 1
     assert asked.client.recv(100) == PASS.reply
+
+
+ASKING = """
+import os, socket, sys
+asking, wakes, asked = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), bytes.fromhex(sys.argv[3])
+while asking.send(asked) and asking.recv(100):
+    os.write(wakes, b"x")
+"""
+"""A process that asks again as soon as it is answered, and says so to a thread of ours."""
+
+
+def test_other_threads_are_let_in_while_replies_are_sent(asked: Asked) -> None:
+    """Though there is always a next request: what writes locks to the disk needs Python's lock time and again."""
+    wanted, turns, interval = 20, 0, sys.getswitchinterval()
+    woken, wakes = os.pipe()
+
+    def take_turns() -> None:
+        """Need Python's lock again and again, and nothing else."""
+        nonlocal turns
+        while os.read(woken, 1):
+            turns += 1
+
+    asked.client.setblocking(True)
+    given = [asked.client.fileno(), wakes]
+    thread = threading.Thread(target=take_turns)
+    with subprocess.Popen([sys.executable, "-c", ASKING, *map(str, given), ANNA.hex()], pass_fds=given) as process:
+        os.close(wakes)
+        thread.start()
+        try:
+            sys.setswitchinterval(1000)  # nobody is made to let go of it
+            ends = time.monotonic() + PATIENCE
+            while turns < wanted and time.monotonic() < ends:
+                asked.done()
+            assert turns >= wanted
+        finally:
+            sys.setswitchinterval(interval)
+            process.kill()
+            thread.join()
+    os.close(woken)
 
 
 def test_nothing_is_kept_of_what_is_done(asked: Asked) -> None:
